@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['NETS', 'ClassifierConfig', 'small_net', 'compact_net', 'resnet50_net', 'ImageClassifier', 'imagenet_weights',
            'augment_images', 'image_batches', 'confusion_matrix', 'accuracy_report', 'show_confusion', 'fit',
-           'train_classifier', 'freeze', 'save_classifier', 'load_classifier']
+           'train_classifier', 'freeze', 'save_classifier', 'load_classifier', 'AudioClassifierConfig',
+           'AudioClassifier', 'mel_hz', 'equaliser', 'move_lms', 'add_room', 'add_noise', 'hide', 'augment_lms',
+           'noise_waves', 'audio_labels', 'train_audio_classifier', 'predict_label', 'load_audio_classifier']
 
 # %% ../nbs/07_classifier.ipynb #77de68da
 import socket, time, warnings
@@ -30,7 +32,7 @@ class ClassifierConfig:
     arch: str = "small"              # 'small' (inside G's loss), 'compact' (independent judge) or 'resnet50' (the paper's)
     n_classes: int = 13              # instruments
     size: int = 64                   # height and width of a picture in training, pixels
-    epochs: int = 12                 # passes over the training pictures
+    epochs: int = 8                  # passes over the training pictures
     batch_size: int = 64             # pictures per step
     lr: float = 3e-3                 # peak of the one-cycle schedule
     weight_decay: float = 0.02       # AdamW
@@ -65,15 +67,11 @@ class _Mixer(nn.Module):
     def forward(self, x): return x + self.body(x)
 
 def compact_net(n_classes: int,  # outputs
-                widths: tuple = (48, 96),  # channels of the stages
+                c: int = 128,  # channels
                ) -> nn.Module:  # B x 3 x H x W -> B x n_classes
-    "Patches of 4 x 4 pixels mixed by ConvNeXt blocks: nothing in common with `small_net` but the task."
-    layers, c = [], 3
-    for i, w in enumerate(widths):
-        k = 2 if i else 4
-        layers += [nn.Conv2d(c, w, k, k), nn.GroupNorm(1, w), _Mixer(w), _Mixer(w)]
-        c = w
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.LayerNorm(4 * c), nn.Linear(4 * c, n_classes))
+    "Patches of 8 x 8 pixels mixed by ConvNeXt blocks: nothing in common with `small_net` but the task."
+    stem = [nn.Conv2d(3, c, 8, 8), nn.GroupNorm(1, c)]
+    return nn.Sequential(*stem, _Mixer(c), _Mixer(c), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.LayerNorm(4 * c), nn.Linear(4 * c, n_classes))
 
 # %% ../nbs/07_classifier.ipynb #0ade7c2c
 def resnet50_net(n_classes: int) -> nn.Module:  # B x 3 x H x W -> B x n_classes
@@ -304,3 +302,221 @@ def _load(path, model_class, config_class):
 def load_classifier(path: str | Path) -> ImageClassifier:  # frozen, in eval mode; `.report` holds its report
     "Read an image classifier; raises `CarganError` if the file is missing, damaged or holds something else."
     return _load(path, ImageClassifier, ClassifierConfig)
+
+# %% ../nbs/07_classifier.ipynb #f6e1126c
+@dataclass(frozen=True)
+class AudioClassifierConfig:
+    "Everything that decides an audio classifier; stored with its weights."
+    n_classes: int = 13          # instruments; one more output means 'nothing'
+    n_mels: int = 128            # height of the spectrogram
+    width: int = 32              # channels of the first layer
+    range_db: float = 60.        # how far below its loudest point a window is looked at
+    epochs: int = 16             # passes over the training windows
+    batch_size: int = 64         # windows per step, noises included
+    lr: float = 2e-3             # peak of the one-cycle schedule
+    weight_decay: float = 0.02   # AdamW
+    drop: float = 0.3            # dropout before the last layers
+    smoothing: float = 0.1       # label smoothing: no window is certain
+    nothing: float = 0.12        # noises and silences, as a share of a batch
+    silence_db: float = -40.     # a window whose loudest cell is below this counts as 'nothing', dB
+    shift: float = 1.            # augmentation: pitch, standard deviation in mel bands
+    slide: float = 0.1           # augmentation: time, standard deviation as a share of the window
+    eq: float = 4.               # augmentation: smooth random frequency response, standard deviation in dB
+    tilt: float = 1.5            # augmentation: treble against bass, standard deviation in dB per octave
+    cut: float = 0.4             # augmentation: chance of a low cut and of a high cut
+    echo: float = 0.6            # augmentation: chance of a room
+    noise: float = 0.8           # augmentation: chance of background noise
+    mask: int = 12               # augmentation: widest hidden band, in mel bands
+    seed: int = 0                # initial weights, order, augmentation
+
+    def __post_init__(self):
+        if min(self.n_classes, self.n_mels, self.width, self.epochs, self.batch_size) < 1 or self.lr <= 0:
+            raise CarganError("audio classifier: n_classes, n_mels, width, epochs, batch_size and lr must be positive")
+        if not 0 <= self.nothing < 1: raise CarganError(f"audio classifier: nothing = {self.nothing} must be in [0, 1)")
+
+# %% ../nbs/07_classifier.ipynb #887309d0
+class AudioClassifier(nn.Module):
+    "Log-mel windows in dB to logits of 13 instruments and, last, 'nothing'; the overall level does not matter."
+    def __init__(self, cfg: AudioClassifierConfig = AudioClassifierConfig()):
+        super().__init__()
+        self.cfg, w = cfg, cfg.width
+        def block(i, o, kernel, stride):
+            return [nn.Conv2d(i, o, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
+        self.ear = nn.Sequential(*block(1, w, 5, 2), *block(w, 2 * w, 3, 2), *block(2 * w, 3 * w, 3, (2, 1)), *block(3 * w, 4 * w, 3, (1, 2)))
+        self.bands = nn.AdaptiveAvgPool2d((16, None))
+        self.name = nn.Sequential(nn.Dropout(cfg.drop), nn.Linear(128 * w, 128), nn.ReLU(), nn.Dropout(cfg.drop), nn.Linear(128, cfg.n_classes + 1))
+
+    def forward(self, lms_db):  # B x n_mels x frames -> B x (n_classes + 1) logits
+        x = lms_db.clamp(min=-100)
+        x = ((x - x.amax((1, 2), keepdim=True)) / self.cfg.range_db + 1).clamp(min=0)
+        h = self.bands(self.ear(x[:, None]))
+        return self.name(torch.cat([h.mean(3), h.amax(3)], 1).flatten(1))
+
+# %% ../nbs/07_classifier.ipynb #bc33ea4e
+def mel_hz(n_mels: int = 128,  # bands
+           f_max: float = 8000.,  # Hz, upper edge of the last band
+          ) -> torch.Tensor:  # n_mels, Hz
+    "The middle of each mel band (HTK's scale)."
+    top = 2595 * np.log10(1 + f_max / 700)
+    return torch.tensor(700 * (10 ** (np.arange(1, n_mels + 1) / (n_mels + 1) * top / 2595) - 1), dtype=torch.float32)
+
+def _curves(b, knots, n):  # -> b x n: smooth random curves, about unit variance
+    return F.interpolate(torch.randn(b, 1, knots), n, mode="linear", align_corners=True)[:, 0]
+
+def equaliser(b: int,  # windows
+              cfg: AudioClassifierConfig = AudioClassifierConfig(),
+             ) -> torch.Tensor:  # b x n_mels x 1, dB
+    "As many microphones, rooms and makers: a smooth curve, a tilt, sometimes no bass or no treble."
+    hz = mel_hz(cfg.n_mels)
+    low, high = torch.exp(torch.empty(b, 1).uniform_(np.log(30), np.log(300))), torch.exp(torch.empty(b, 1).uniform_(np.log(2e3), np.log(16e3)))
+    on = torch.rand(b, 2) < cfg.cut
+    eq = cfg.eq * _curves(b, 9, cfg.n_mels) * 1.7 * torch.rand(b, 1) + cfg.tilt * torch.randn(b, 1) * torch.log2(hz / 1000)
+    eq = eq - on[:, :1] * 10 * torch.log10(1 + (low / hz) ** 4) - on[:, 1:] * 10 * torch.log10(1 + (hz / high) ** 4)
+    return eq[:, :, None]
+
+# %% ../nbs/07_classifier.ipynb #0a57cb53
+def move_lms(x,  # B x n_mels x frames, dB
+             shift: float,  # standard deviation in bands
+             slide: float,  # standard deviation as a share of the window
+            ):  # B x n_mels x frames
+    "Each window a little higher or lower, earlier or later."
+    theta = torch.eye(2, 3).repeat(len(x), 1, 1)
+    theta[:, 0, 2], theta[:, 1, 2] = 2 * slide * torch.randn(len(x)), 2 * shift / x.shape[1] * torch.randn(len(x))
+    grid = F.affine_grid(theta, (len(x), 1, *x.shape[1:]), align_corners=False)
+    return F.grid_sample(x[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
+
+def add_room(power,  # B x n_mels x frames
+             chance: float,  # of a room, for each window
+            ):  # B x n_mels x frames
+    "Echoes in the power domain: each frame keeps an exponentially decaying memory of those before it."
+    b, on = len(power), (torch.rand(len(power)) < chance).float()
+    decay = torch.exp(-13.8 * 512 / 44100 / torch.empty(b).uniform_(0.1, 1.3))[:, None]  # -60 dB after 0.1 to 1.3 s
+    gain = (on * 10 ** torch.empty(b).uniform_(-3.3, -0.3))[:, None]
+    out, memory = [], torch.zeros_like(power[..., 0])
+    for frame in power.unbind(2):
+        out.append(frame + gain * memory)
+        memory = decay * memory + frame
+    return torch.stack(out, 2)
+
+# %% ../nbs/07_classifier.ipynb #7719a1c7
+def add_noise(power,  # B x n_mels x frames, largest about 1
+              chance: float,  # of noise, for each window
+             ):  # B x n_mels x frames
+    "Background noise of a random colour, 75 to 15 dB below the loudest point."
+    b, n, t = power.shape
+    colour = 4 * _curves(b, 6, n) - 4 * torch.rand(b, 1) * torch.log2(mel_hz(n) / 1000).clamp(min=-4)
+    level = torch.empty(b, 1).uniform_(-75, -15) + colour - colour.amax(1, keepdim=True)
+    grains = -torch.log(torch.rand(b, n, t).clamp(min=1e-4))  # the power of noise in one cell is exponentially distributed
+    return power + (torch.rand(b, 1, 1) < chance) * 10 ** (level[:, :, None] / 10) * grains
+
+def hide(x,  # B x n_mels x frames, dB
+         width: int,  # widest hidden band
+        ):  # B x n_mels x frames
+    "SpecAugment: two bands and one stretch of time are hidden."
+    floor = x.amin((1, 2), keepdim=True)
+    for axis, widest in ((1, width), (1, width), (2, 8)):
+        n = x.shape[axis]
+        at, w = torch.randint(0, n, (len(x), 1)), torch.randint(0, widest + 1, (len(x), 1))
+        hidden = (torch.arange(n) >= at) & (torch.arange(n) < at + w)
+        x = torch.where(hidden[:, :, None] if axis == 1 else hidden[:, None], floor, x)
+    return x
+
+# %% ../nbs/07_classifier.ipynb #22d200f8
+def augment_lms(lms_db,  # B x n_mels x frames, dB, on the CPU
+                cfg: AudioClassifierConfig = AudioClassifierConfig(),
+               ):  # B x n_mels x frames, dB relative to each window's loudest cell
+    "The same sounds from other instrument makers, players, rooms and microphones; all of it in the spectrogram, so it costs little."
+    x = (lms_db + torch.empty(len(lms_db), 1, 1).uniform_(-25, 10)).clamp(min=-100)  # quieter: more is lost below the floor
+    x = move_lms(x, cfg.shift, cfg.slide) + equaliser(len(x), cfg)
+    power = 10 ** ((x - x.amax((1, 2), keepdim=True)) / 10)
+    power = add_noise(add_room(power, cfg.echo), cfg.noise)
+    return hide(10 * torch.log10(power.clamp(min=1e-10)), cfg.mask)
+
+# %% ../nbs/07_classifier.ipynb #63266754
+def noise_waves(n: int,  # how many
+                kinds: tuple = ("silence", "white", "pink", "brown", "hum", "clicks"),  # what to choose from, in turn
+                samples: int = 22050,
+                sample_rate: int = 44100,
+                seed: int = 0,
+               ) -> np.ndarray:  # n x samples, float32
+    "What a microphone hears when nobody plays, from digital silence to -10 dBFS."
+    rng = np.random.default_rng(seed)
+    t, out = np.arange(samples) / sample_rate, []
+    slopes = dict(white=0, pink=-0.5, brown=-1, blue=0.5, violet=1)
+    for k in range(n):
+        kind = kinds[k % len(kinds)]
+        x = np.zeros(samples)
+        if kind in slopes or kind == "hum": x = _coloured(samples, slopes.get(kind, -0.5), rng)
+        if kind == "hum":
+            partials = rng.choice([50, 60]) * np.arange(1, 9)
+            hum = sum(rng.exponential() / i * np.sin(2 * np.pi * (f * t + rng.random())) for i, f in enumerate(partials, 1))
+            x = hum / hum.std() + 10 ** rng.uniform(-2, 0) * x
+        if kind == "clicks": x[rng.integers(0, samples, rng.integers(1, 12))] = rng.standard_normal() + 2
+        if kind == "clicks": x += 10 ** rng.uniform(-4, -2) * _coloured(samples, -0.5, rng)
+        out.append(10 ** (rng.uniform(-90, -10) / 20) * x)
+    return np.stack(out).astype(np.float32)
+
+def _coloured(n, slope, rng):  # amplitude grows as f**slope; RMS 1
+    X = np.fft.rfft(rng.standard_normal(n)) * np.maximum(np.fft.rfftfreq(n, 1 / 44100), 30) ** slope
+    x = np.fft.irfft(X, n)
+    return x / x.std()
+
+# %% ../nbs/07_classifier.ipynb #cb4e5208
+def audio_labels(bundle,  # a pair bundle
+                 cfg: AudioClassifierConfig = AudioClassifierConfig(),
+                ) -> torch.Tensor:  # N labels; n_classes where nobody plays
+    "The bundle's labels, with 'nothing' for the windows it marks as rests and for digital silence."
+    label = torch.as_tensor(np.array(bundle.label)).long()
+    factors = getattr(bundle, "factors", None) or {}
+    quiet = np.concatenate([np.asarray(part, np.float32).max((1, 2)) < cfg.silence_db for part in np.array_split(bundle.lms_db, max(1, len(label) // 1024))])
+    if "rest" in factors: quiet = quiet | np.asarray(factors["rest"]).astype(float).astype(bool)
+    label[torch.as_tensor(quiet)] = cfg.n_classes
+    return label
+
+# %% ../nbs/07_classifier.ipynb #b6692ea5
+def train_audio_classifier(cfg: AudioClassifierConfig,
+                           bundle,  # a pair bundle; its pictures are not used
+                           train_idx,  # pairs to learn from
+                           valid_idx,  # pairs to be judged on; never learnt from
+                           progress: bool = True,  # show a bar
+                           device="cpu",
+                          ) -> tuple:  # (frozen `AudioClassifier` in eval mode, report)
+    "Train an audio classifier on the sounds of a bundle and on made-up noises; the same seed gives the same weights."
+    start = time.perf_counter()
+    bundle = getattr(bundle, "bundle", bundle)
+    _check_split(cfg, bundle, train_idx, valid_idx)
+    label, train_idx, valid_idx = audio_labels(bundle, cfg), np.asarray(train_idx), np.asarray(valid_idx)
+    from cargan.lms import log_mel  # TEMP
+    noises = log_mel(noise_waves(240, seed=cfg.seed))
+    n_noise = round(cfg.nothing * cfg.batch_size)
+    def lms(i): return torch.as_tensor(np.asarray(bundle.lms_db[i], np.float32))
+    def batches(i):
+        i, k = train_idx[i[:max(1, len(i) - n_noise)]], torch.randint(len(noises), (n_noise,))
+        return augment_lms(torch.cat([lms(i), noises[k]]), cfg), torch.cat([label[i], torch.full((n_noise,), cfg.n_classes)])
+    def valid(i): return lms(valid_idx[i]), label[valid_idx[i]]
+    with torch.random.fork_rng():
+        torch.manual_seed(cfg.seed)
+        model = AudioClassifier(cfg).to(device)
+        def loss_fn(logits, y): return F.cross_entropy(logits, y, label_smoothing=cfg.smoothing)
+        def counts(): return confusion_matrix(model, valid, len(valid_idx), cfg.n_classes + 1, device)
+        def validate(): return dict(accuracy=accuracy_report(counts()[:-1])["accuracy"]) if len(valid_idx) else {}
+        history = fit(model, batches, len(train_idx), loss_fn, validate, device, progress)
+    names = [*map(str, getattr(bundle, "instruments", INSTRUMENTS)), "nothing"]
+    report = accuracy_report(counts(), names)
+    report["accuracy"] = accuracy_report(counts()[:-1])["accuracy"]  # of the windows in which somebody plays
+    return freeze(model), dict(report, history=history, n_train=len(train_idx), seconds=time.perf_counter() - start)
+
+# %% ../nbs/07_classifier.ipynb #f1f836cb
+@torch.no_grad()
+def predict_label(model: AudioClassifier,
+                  lms_db,  # B x n_mels x frames or n_mels x frames, dB
+                 ) -> tuple:  # (B labels in 0..12, B x 14 probabilities; the last is 'nothing')
+    "The likeliest instrument of each window, whatever the chance that nobody plays."
+    lms_db = torch.as_tensor(lms_db).float()
+    if lms_db.ndim == 2: lms_db = lms_db[None]
+    p = model(lms_db.to(next(model.parameters()).device)).softmax(1)
+    return p[:, :-1].argmax(1), p
+
+def load_audio_classifier(path: str | Path) -> AudioClassifier:  # frozen, in eval mode; `.report` holds its report
+    "Read an audio classifier; raises `CarganError` if the file is missing, damaged or holds something else."
+    return _load(path, AudioClassifier, AudioClassifierConfig)
