@@ -34,7 +34,7 @@ $(STAMP): setup.py settings.ini
 	@touch $@
 
 quickstart: $(STAMP)
-	$(BIN)/cargan synth --out $(DATA)
+	$(BIN)/cargan synth --out $(DATA) --performers 3
 	$(BIN)/cargan prepare --source $(DATA) --out $(DATA).npz
 	$(BIN)/cargan train --data $(DATA).npz --out $(RUN) --preset lab
 	$(BIN)/cargan evaluate --run $(RUN) --data $(DATA).npz
@@ -52,7 +52,7 @@ lab: $(STAMP)
 	$(BIN)/jupyter lab nbs
 
 notebooks: $(STAMP)
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/*.ipynb
+	$(BIN)/python tools/notebooks.py
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
 	$(BIN)/python tools/readme.py

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['NETS', 'ClassifierConfig', 'small_net', 'compact_net', 'resnet50_net', 'ImageClassifier', 'imagenet_weights',
-           'augment_images', 'image_batches', 'confusion_matrix', 'accuracy_report', 'show_confusion', 'fit',
-           'train_classifier', 'freeze', 'save_classifier', 'load_classifier', 'AudioClassifierConfig',
+           'augment_images', 'image_batches', 'confusion_matrix', 'accuracy_report', 'show_confusion', 'fit', 'freeze',
+           'train_classifier', 'save_classifier', 'load_classifier', 'AudioClassifierConfig', 'band_features',
            'AudioClassifier', 'mel_hz', 'equaliser', 'move_lms', 'add_room', 'add_noise', 'hide', 'augment_lms',
-           'noise_waves', 'audio_labels', 'train_audio_classifier', 'predict_label', 'load_audio_classifier']
+           'noise_waves', 'audio_labels', 'extra_sounds', 'training_sounds', 'train_audio_classifier', 'predict_label',
+           'load_audio_classifier']
 
 # %% ../nbs/07_classifier.ipynb #77de68da
 import socket, time, warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -24,8 +25,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .core import INSTRUMENTS, CarganError, existing_file, from_uint8, load_weights, save_weights
+from .lms import log_mel
+from .sound import SoundConfig, render_recording
 
-# %% ../nbs/07_classifier.ipynb #c1dfd96e
+# %% ../nbs/07_classifier.ipynb #0ade7c2c
 @dataclass(frozen=True)
 class ClassifierConfig:
     "Everything that decides an image classifier; stored with its weights."
@@ -47,7 +50,7 @@ class ClassifierConfig:
         if min(self.n_classes, self.epochs, self.batch_size) < 1 or self.size < 32 or self.lr <= 0:
             raise CarganError("classifier: n_classes, epochs, batch_size and lr must be positive and size at least 32")
 
-# %% ../nbs/07_classifier.ipynb #902ba3cd
+# %% ../nbs/07_classifier.ipynb #7b52009b
 def small_net(n_classes: int,  # outputs
               width: int = 32,  # channels of the first layer
              ) -> nn.Module:  # B x 3 x H x W -> B x n_classes
@@ -57,7 +60,7 @@ def small_net(n_classes: int,  # outputs
     layers = [layer for i, o in zip(w, w[1:]) for layer in block(i, o)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(w[-1], n_classes))
 
-# %% ../nbs/07_classifier.ipynb #fe5dbbce
+# %% ../nbs/07_classifier.ipynb #bd307a3e
 class _Mixer(nn.Module):
     "A ConvNeXt block: 5x5 depthwise, layer norm, 1x1 up, GELU, 1x1 down, added to its input."
     def __init__(self, c):
@@ -73,7 +76,6 @@ def compact_net(n_classes: int,  # outputs
     stem = [nn.Conv2d(3, c, 8, 8), nn.GroupNorm(1, c)]
     return nn.Sequential(*stem, _Mixer(c), _Mixer(c), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.LayerNorm(4 * c), nn.Linear(4 * c, n_classes))
 
-# %% ../nbs/07_classifier.ipynb #0ade7c2c
 def resnet50_net(n_classes: int) -> nn.Module:  # B x 3 x H x W -> B x n_classes
     "torchvision's ResNet50 with a new last layer; weights are random until `imagenet_weights` fills them."
     net = torchvision.models.resnet50(weights=None)
@@ -82,7 +84,7 @@ def resnet50_net(n_classes: int) -> nn.Module:  # B x 3 x H x W -> B x n_classes
 
 NETS = dict(small=small_net, compact=compact_net, resnet50=resnet50_net)
 
-# %% ../nbs/07_classifier.ipynb #b1d57811
+# %% ../nbs/07_classifier.ipynb #fa35e192
 class ImageClassifier(nn.Module):
     "`C`: pictures in [-1, 1] of any size to logits; the ImageNet normalisation is inside."
     def __init__(self, cfg: ClassifierConfig = ClassifierConfig()):
@@ -94,7 +96,7 @@ class ImageClassifier(nn.Module):
     def forward(self, img):  # B x 3 x H x W in [-1, 1] -> B x n_classes logits
         return self.net(((img + 1) / 2 - self.mean) / self.std)
 
-# %% ../nbs/07_classifier.ipynb #7b52009b
+# %% ../nbs/07_classifier.ipynb #0716d970
 def imagenet_weights(net: nn.Module,  # a `resnet50_net`
                      source: str,  # 'imagenet' (torchvision's file, downloaded), 'none', or a local .pth / .safetensors file
                     ) -> bool:  # whether weights were loaded
@@ -115,7 +117,7 @@ def imagenet_weights(net: nn.Module,  # a `resnet50_net`
     else: state = _read_state(source)
     return _fill(net, {k: v for k, v in state.items() if not k.startswith("fc.")}, source)
 
-# %% ../nbs/07_classifier.ipynb #bd307a3e
+# %% ../nbs/07_classifier.ipynb #9e6a55b6
 def _read_state(path):  # -> name -> tensor, never running code from the file
     path = existing_file(path, "ResNet50 weights")
     if path.suffix == ".safetensors": return load_weights(path)[0]
@@ -133,7 +135,7 @@ def _fill(net, state, source):  # every tensor of `net` but the last layer must 
     net.load_state_dict({k: state[k] for k in own if k in state}, strict=False)
     return True
 
-# %% ../nbs/07_classifier.ipynb #fa35e192
+# %% ../nbs/07_classifier.ipynb #472b07b9
 def augment_images(img,  # B x 3 x H x W in [-1, 1]
                    shift: float = 0.06,  # largest shift, as a share of the picture
                    jitter: float = 0.2,  # largest change of brightness, contrast and saturation
@@ -149,7 +151,7 @@ def augment_images(img,  # B x 3 x H x W in [-1, 1]
     middle = img.mean((1, 2, 3), keepdim=True)
     return (middle + (img - middle) * (1 + jitter * rnd(b, 1, 1, 1)) + jitter * rnd(b, 1, 1, 1)).clamp(-1, 1)
 
-# %% ../nbs/07_classifier.ipynb #f1abd670
+# %% ../nbs/07_classifier.ipynb #d435a6cd
 def image_batches(data,  # a pair bundle, or a `PairDataset` around one
                   idx,  # which pairs
                   size: int,  # pixels
@@ -166,7 +168,7 @@ def image_batches(data,  # a pair bundle, or a `PairDataset` around one
     kept = torch.cat(parts)
     return lambda i: (kept[i].float() / 127.5 - 1, label[i])
 
-# %% ../nbs/07_classifier.ipynb #1574bddb
+# %% ../nbs/07_classifier.ipynb #887309d0
 @torch.no_grad()
 def confusion_matrix(model: nn.Module,  # gives logits
                      batches,  # positions -> (inputs, labels)
@@ -178,14 +180,14 @@ def confusion_matrix(model: nn.Module,  # gives logits
     training = model.training
     model.eval()
     counts = np.zeros((classes, classes), int)
-    for i in torch.arange(n).split(128):
+    for i in torch.arange(n).split(128) if n else ():
         x, y = batches(i)
         guess = model(x.to(device)).argmax(1).cpu()
         np.add.at(counts, (y.numpy(), guess.numpy()), 1)
     model.train(training)
     return counts
 
-# %% ../nbs/07_classifier.ipynb #0716d970
+# %% ../nbs/07_classifier.ipynb #bc33ea4e
 def accuracy_report(counts: np.ndarray,  # classes x classes, rows are the truth
                     names=INSTRUMENTS,  # name of each class
                    ) -> dict:  # accuracy, per_class, confusion, classes, n
@@ -195,7 +197,7 @@ def accuracy_report(counts: np.ndarray,  # classes x classes, rows are the truth
     return dict(accuracy=float(np.trace(counts) / max(1, counts.sum())), per_class=per, confusion=counts.tolist(),
                 classes=[str(n) for n in names], n=int(counts.sum()))
 
-# %% ../nbs/07_classifier.ipynb #9e6a55b6
+# %% ../nbs/07_classifier.ipynb #7719a1c7
 def show_confusion(confusion,  # classes x classes counts (rows are the truth), or a report that holds them
                    classes=None,  # their names
                    title: str = None,
@@ -212,7 +214,7 @@ def show_confusion(confusion,  # classes x classes counts (rows are the truth), 
     ax.tick_params(labelsize=8)
     return ax
 
-# %% ../nbs/07_classifier.ipynb #b3f0c7f6
+# %% ../nbs/07_classifier.ipynb #cb4e5208
 def fit(model: nn.Module,  # gives logits; its `cfg` holds epochs, batch_size, lr, weight_decay
         batches,  # positions -> (inputs, labels), augmented
         n: int,  # training examples
@@ -239,7 +241,18 @@ def fit(model: nn.Module,  # gives logits; its `cfg` holds epochs, batch_size, l
         bar.set_postfix({k: f"{v:.3f}" for k, v in history[-1].items() if k != "epoch"})
     return history
 
-# %% ../nbs/07_classifier.ipynb #91032ad7
+# %% ../nbs/07_classifier.ipynb #f1f836cb
+def freeze(model: nn.Module) -> nn.Module:  # the same module
+    "Eval mode, no gradients to the weights; gradients to the *input* still flow."
+    return model.eval().requires_grad_(False)
+
+def _check_split(cfg, bundle, train_idx, valid_idx):
+    if len(train_idx) < 2: raise CarganError(f"{len(train_idx)} training pairs are too few for a classifier; give at least 2")
+    label = np.asarray(bundle.label)[np.concatenate([np.asarray(train_idx, int), np.asarray(valid_idx, int)])]
+    if label.min() < 0 or label.max() >= cfg.n_classes:
+        raise CarganError(f"labels run from {label.min()} to {label.max()}, but the classifier has {cfg.n_classes} classes; set n_classes")
+
+# %% ../nbs/07_classifier.ipynb #fc074d50
 def train_classifier(cfg: ClassifierConfig,
                      data,  # a pair bundle, or a `PairDataset` around one
                      train_idx,  # pairs to learn from
@@ -266,18 +279,7 @@ def train_classifier(cfg: ClassifierConfig,
     report = accuracy_report(counts(), [str(n) for n in names])
     return freeze(model), dict(report, history=history, n_train=len(train_idx), imagenet=bool(loaded), seconds=time.perf_counter() - start)
 
-# %% ../nbs/07_classifier.ipynb #472b07b9
-def freeze(model: nn.Module) -> nn.Module:  # the same module
-    "Eval mode, no gradients to the weights; gradients to the *input* still flow."
-    return model.eval().requires_grad_(False)
-
-def _check_split(cfg, bundle, train_idx, valid_idx):
-    if len(train_idx) < 2: raise CarganError(f"{len(train_idx)} training pairs are too few for a classifier; give at least 2")
-    label = np.asarray(bundle.label)[np.concatenate([np.asarray(train_idx, int), np.asarray(valid_idx, int)])]
-    if label.min() < 0 or label.max() >= cfg.n_classes:
-        raise CarganError(f"labels run from {label.min()} to {label.max()}, but the classifier has {cfg.n_classes} classes; set n_classes")
-
-# %% ../nbs/07_classifier.ipynb #12c6fc06
+# %% ../nbs/07_classifier.ipynb #827bfc45
 def save_classifier(path: str | Path,  # `.safetensors` file
                     model: nn.Module,  # `ImageClassifier` or `AudioClassifier`
                     report: dict = None,  # stored beside the weights
@@ -285,7 +287,6 @@ def save_classifier(path: str | Path,  # `.safetensors` file
     "Write weights, configuration and report to one file, atomically."
     save_weights(path, model.state_dict(), kind=type(model).__name__, config=asdict(model.cfg), report=report or {})
 
-# %% ../nbs/07_classifier.ipynb #d435a6cd
 def _load(path, model_class, config_class):
     tensors, meta = load_weights(path)
     kind = meta.get("kind", "something else")
@@ -303,30 +304,31 @@ def load_classifier(path: str | Path) -> ImageClassifier:  # frozen, in eval mod
     "Read an image classifier; raises `CarganError` if the file is missing, damaged or holds something else."
     return _load(path, ImageClassifier, ClassifierConfig)
 
-# %% ../nbs/07_classifier.ipynb #f6e1126c
+# %% ../nbs/07_classifier.ipynb #e1822db4
 @dataclass(frozen=True)
 class AudioClassifierConfig:
     "Everything that decides an audio classifier; stored with its weights."
     n_classes: int = 13          # instruments; one more output means 'nothing'
     n_mels: int = 128            # height of the spectrogram
-    width: int = 32              # channels of the first layer
+    width: int = 32              # channels, in units: the layers have 2, 3 and 4 times as many
     range_db: float = 60.        # how far below its loudest point a window is looked at
-    epochs: int = 16             # passes over the training windows
+    epochs: int = 40             # passes over the training windows
     batch_size: int = 64         # windows per step, noises included
     lr: float = 2e-3             # peak of the one-cycle schedule
     weight_decay: float = 0.02   # AdamW
-    drop: float = 0.3            # dropout before the last layers
+    drop: float = 0.2            # dropout before the last layers
     smoothing: float = 0.1       # label smoothing: no window is certain
-    nothing: float = 0.12        # noises and silences, as a share of a batch
+    nothing: float = 0.15        # noises and silences, as a share of a batch
+    extra_windows: int = 0       # windows of freshly rendered recordings to learn from as well (about 10 ms each)
     silence_db: float = -40.     # a window whose loudest cell is below this counts as 'nothing', dB
     shift: float = 1.            # augmentation: pitch, standard deviation in mel bands
     slide: float = 0.1           # augmentation: time, standard deviation as a share of the window
-    eq: float = 4.               # augmentation: smooth random frequency response, standard deviation in dB
-    tilt: float = 1.5            # augmentation: treble against bass, standard deviation in dB per octave
-    cut: float = 0.4             # augmentation: chance of a low cut and of a high cut
-    echo: float = 0.6            # augmentation: chance of a room
-    noise: float = 0.8           # augmentation: chance of background noise
-    mask: int = 12               # augmentation: widest hidden band, in mel bands
+    eq: float = 2.               # augmentation: smooth random frequency response, standard deviation in dB
+    tilt: float = 0.7            # augmentation: treble against bass, standard deviation in dB per octave
+    cut: float = 0.15            # augmentation: chance of a low cut and of a high cut
+    echo: float = 0.4            # augmentation: chance of a room
+    noise: float = 0.6           # augmentation: chance of background noise
+    mask: int = 8                # augmentation: widest hidden band, in mel bands
     seed: int = 0                # initial weights, order, augmentation
 
     def __post_init__(self):
@@ -334,25 +336,32 @@ class AudioClassifierConfig:
             raise CarganError("audio classifier: n_classes, n_mels, width, epochs, batch_size and lr must be positive")
         if not 0 <= self.nothing < 1: raise CarganError(f"audio classifier: nothing = {self.nothing} must be in [0, 1)")
 
-# %% ../nbs/07_classifier.ipynb #887309d0
+# %% ../nbs/07_classifier.ipynb #a9334987
+def band_features(lms_db,  # B x n_mels x frames, dB
+                  range_db: float = 60.,  # how far below the loudest point is looked at
+                 ) -> torch.Tensor:  # B x 11 x n_mels, about 0..1
+    "Eight slices of time, maximum, spread and flicker of each band, relative to the loudest point of the window."
+    x = lms_db.clamp(min=-100)
+    x = ((x - x.amax((1, 2), keepdim=True)) / range_db + 1).clamp(min=0)
+    spread = (x - x.mean(2, keepdim=True)).abs().mean(2, keepdim=True)
+    flicker = x.diff(dim=2).abs().mean(2, keepdim=True)
+    return torch.cat([F.adaptive_avg_pool1d(x, 8), x.amax(2, keepdim=True), 5 * spread, 8 * flicker], 2).transpose(1, 2)
+
+# %% ../nbs/07_classifier.ipynb #80e28a51
 class AudioClassifier(nn.Module):
     "Log-mel windows in dB to logits of 13 instruments and, last, 'nothing'; the overall level does not matter."
     def __init__(self, cfg: AudioClassifierConfig = AudioClassifierConfig()):
         super().__init__()
         self.cfg, w = cfg, cfg.width
-        def block(i, o, kernel, stride):
-            return [nn.Conv2d(i, o, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
-        self.ear = nn.Sequential(*block(1, w, 5, 2), *block(w, 2 * w, 3, 2), *block(2 * w, 3 * w, 3, (2, 1)), *block(3 * w, 4 * w, 3, (1, 2)))
-        self.bands = nn.AdaptiveAvgPool2d((16, None))
-        self.name = nn.Sequential(nn.Dropout(cfg.drop), nn.Linear(128 * w, 128), nn.ReLU(), nn.Dropout(cfg.drop), nn.Linear(128, cfg.n_classes + 1))
+        def block(i, o, k): return [nn.Conv1d(i, o, k, 2, k // 2, bias=False), nn.BatchNorm1d(o), nn.ReLU()]
+        self.ear = nn.Sequential(*block(11, 2 * w, 7), *block(2 * w, 3 * w, 5), *block(3 * w, 4 * w, 3), nn.AdaptiveAvgPool1d(16))
+        self.name = nn.Sequential(nn.Flatten(), nn.Dropout(cfg.drop), nn.Linear(64 * w, 6 * w), nn.ReLU(), nn.Dropout(cfg.drop),
+                                  nn.Linear(6 * w, cfg.n_classes + 1))
 
     def forward(self, lms_db):  # B x n_mels x frames -> B x (n_classes + 1) logits
-        x = lms_db.clamp(min=-100)
-        x = ((x - x.amax((1, 2), keepdim=True)) / self.cfg.range_db + 1).clamp(min=0)
-        h = self.bands(self.ear(x[:, None]))
-        return self.name(torch.cat([h.mean(3), h.amax(3)], 1).flatten(1))
+        return self.name(self.ear(band_features(lms_db, self.cfg.range_db)))
 
-# %% ../nbs/07_classifier.ipynb #bc33ea4e
+# %% ../nbs/07_classifier.ipynb #9109c85a
 def mel_hz(n_mels: int = 128,  # bands
            f_max: float = 8000.,  # Hz, upper edge of the last band
           ) -> torch.Tensor:  # n_mels, Hz
@@ -374,7 +383,7 @@ def equaliser(b: int,  # windows
     eq = eq - on[:, :1] * 10 * torch.log10(1 + (low / hz) ** 4) - on[:, 1:] * 10 * torch.log10(1 + (hz / high) ** 4)
     return eq[:, :, None]
 
-# %% ../nbs/07_classifier.ipynb #0a57cb53
+# %% ../nbs/07_classifier.ipynb #5a5b0f9b
 def move_lms(x,  # B x n_mels x frames, dB
              shift: float,  # standard deviation in bands
              slide: float,  # standard deviation as a share of the window
@@ -398,7 +407,7 @@ def add_room(power,  # B x n_mels x frames
         memory = decay * memory + frame
     return torch.stack(out, 2)
 
-# %% ../nbs/07_classifier.ipynb #7719a1c7
+# %% ../nbs/07_classifier.ipynb #6c1e671f
 def add_noise(power,  # B x n_mels x frames, largest about 1
               chance: float,  # of noise, for each window
              ):  # B x n_mels x frames
@@ -421,7 +430,7 @@ def hide(x,  # B x n_mels x frames, dB
         x = torch.where(hidden[:, :, None] if axis == 1 else hidden[:, None], floor, x)
     return x
 
-# %% ../nbs/07_classifier.ipynb #22d200f8
+# %% ../nbs/07_classifier.ipynb #a17554a0
 def augment_lms(lms_db,  # B x n_mels x frames, dB, on the CPU
                 cfg: AudioClassifierConfig = AudioClassifierConfig(),
                ):  # B x n_mels x frames, dB relative to each window's loudest cell
@@ -432,9 +441,9 @@ def augment_lms(lms_db,  # B x n_mels x frames, dB, on the CPU
     power = add_noise(add_room(power, cfg.echo), cfg.noise)
     return hide(10 * torch.log10(power.clamp(min=1e-10)), cfg.mask)
 
-# %% ../nbs/07_classifier.ipynb #63266754
+# %% ../nbs/07_classifier.ipynb #59129aac
 def noise_waves(n: int,  # how many
-                kinds: tuple = ("silence", "white", "pink", "brown", "hum", "clicks"),  # what to choose from, in turn
+                kinds: tuple = ("silence", "white", "pink", "brown", "hum", "clicks", "band"),  # what to choose from, in turn
                 samples: int = 22050,
                 sample_rate: int = 44100,
                 seed: int = 0,
@@ -453,6 +462,10 @@ def noise_waves(n: int,  # how many
             x = hum / hum.std() + 10 ** rng.uniform(-2, 0) * x
         if kind == "clicks": x[rng.integers(0, samples, rng.integers(1, 12))] = rng.standard_normal() + 2
         if kind == "clicks": x += 10 ** rng.uniform(-4, -2) * _coloured(samples, -0.5, rng)
+        if kind == "band":
+            X, octave = np.fft.rfft(rng.standard_normal(samples)), np.log2(np.maximum(np.fft.rfftfreq(samples, 1 / sample_rate), 1))
+            x = np.fft.irfft(X * np.exp(-0.5 * ((octave - rng.uniform(7, 12.5)) / rng.uniform(0.2, 1.2)) ** 2), samples)
+            x /= x.std()
         out.append(10 ** (rng.uniform(-90, -10) / 20) * x)
     return np.stack(out).astype(np.float32)
 
@@ -461,7 +474,7 @@ def _coloured(n, slope, rng):  # amplitude grows as f**slope; RMS 1
     x = np.fft.irfft(X, n)
     return x / x.std()
 
-# %% ../nbs/07_classifier.ipynb #cb4e5208
+# %% ../nbs/07_classifier.ipynb #b4c96d80
 def audio_labels(bundle,  # a pair bundle
                  cfg: AudioClassifierConfig = AudioClassifierConfig(),
                 ) -> torch.Tensor:  # N labels; n_classes where nobody plays
@@ -473,7 +486,31 @@ def audio_labels(bundle,  # a pair bundle
     label[torch.as_tensor(quiet)] = cfg.n_classes
     return label
 
-# %% ../nbs/07_classifier.ipynb #b6692ea5
+# %% ../nbs/07_classifier.ipynb #d02560dd
+def extra_sounds(n: int,  # windows
+                 seed: int = 0,
+                ) -> tuple:  # (n x 128 x 44 half-precision dB, n labels; 13 in rests)
+    "Newly rendered recordings of all instruments in turn, as log-mel windows."
+    lms, label, cfg = [torch.empty(0, 128, 44).half()], [], SoundConfig()
+    for k in range(-(-n // cfg.windows)):
+        who, take = k % len(INSTRUMENTS), k // len(INSTRUMENTS)
+        wave, factors = render_recording(INSTRUMENTS[who], take % 5, 10**6 + 10**4 * seed + take, cfg)  # seeds no data set uses
+        lms.append(log_mel(np.stack([wave[j * 22050:(j + 1) * 22050] for j in range(cfg.windows)])).half())
+        label += [len(INSTRUMENTS) if f.rest else who for f in factors]
+    return torch.cat(lms)[:n], torch.tensor(label[:n], dtype=torch.long)
+
+def training_sounds(bundle, train_idx, label, cfg: AudioClassifierConfig):  # -> (positions -> (B x 128 x 44 dB, labels), how many)
+    "Bundle windows, then rendered ones, and in each batch some noises; all of them varied by `augment_lms`."
+    more, more_label = extra_sounds(cfg.extra_windows, cfg.seed)
+    noises, n, n_noise = log_mel(noise_waves(240, seed=cfg.seed)), len(train_idx), round(cfg.nothing * cfg.batch_size)
+    def batches(i):
+        i, k = i[:max(1, len(i) - n_noise)], torch.randint(len(noises), (n_noise,))
+        own, new = train_idx[i[i < n].numpy()], i[i >= n] - n
+        x = torch.cat([torch.as_tensor(np.asarray(bundle.lms_db[own], np.float32)), more[new].float(), noises[k]])
+        return augment_lms(x, cfg), torch.cat([label[own], more_label[new], torch.full((n_noise,), cfg.n_classes)])
+    return batches, n + len(more)
+
+# %% ../nbs/07_classifier.ipynb #35e995c1
 def train_audio_classifier(cfg: AudioClassifierConfig,
                            bundle,  # a pair bundle; its pictures are not used
                            train_idx,  # pairs to learn from
@@ -482,31 +519,22 @@ def train_audio_classifier(cfg: AudioClassifierConfig,
                            device="cpu",
                           ) -> tuple:  # (frozen `AudioClassifier` in eval mode, report)
     "Train an audio classifier on the sounds of a bundle and on made-up noises; the same seed gives the same weights."
-    start = time.perf_counter()
-    bundle = getattr(bundle, "bundle", bundle)
+    start, bundle = time.perf_counter(), getattr(bundle, "bundle", bundle)
     _check_split(cfg, bundle, train_idx, valid_idx)
-    label, train_idx, valid_idx = audio_labels(bundle, cfg), np.asarray(train_idx), np.asarray(valid_idx)
-    from cargan.lms import log_mel  # TEMP
-    noises = log_mel(noise_waves(240, seed=cfg.seed))
-    n_noise = round(cfg.nothing * cfg.batch_size)
-    def lms(i): return torch.as_tensor(np.asarray(bundle.lms_db[i], np.float32))
-    def batches(i):
-        i, k = train_idx[i[:max(1, len(i) - n_noise)]], torch.randint(len(noises), (n_noise,))
-        return augment_lms(torch.cat([lms(i), noises[k]]), cfg), torch.cat([label[i], torch.full((n_noise,), cfg.n_classes)])
-    def valid(i): return lms(valid_idx[i]), label[valid_idx[i]]
+    label, valid_idx = audio_labels(bundle, cfg), np.asarray(valid_idx, int)
+    def valid(i): return torch.as_tensor(np.asarray(bundle.lms_db[valid_idx[i.numpy()]], np.float32)), label[valid_idx[i.numpy()]]
+    def counts(): return confusion_matrix(model, valid, len(valid_idx), cfg.n_classes + 1, device)
+    def accuracy(): return dict(accuracy=accuracy_report(counts()[:-1])["accuracy"]) if len(valid_idx) else {}  # rests excluded
+    def loss_fn(logits, y): return F.cross_entropy(logits, y, label_smoothing=cfg.smoothing)
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
         model = AudioClassifier(cfg).to(device)
-        def loss_fn(logits, y): return F.cross_entropy(logits, y, label_smoothing=cfg.smoothing)
-        def counts(): return confusion_matrix(model, valid, len(valid_idx), cfg.n_classes + 1, device)
-        def validate(): return dict(accuracy=accuracy_report(counts()[:-1])["accuracy"]) if len(valid_idx) else {}
-        history = fit(model, batches, len(train_idx), loss_fn, validate, device, progress)
-    names = [*map(str, getattr(bundle, "instruments", INSTRUMENTS)), "nothing"]
-    report = accuracy_report(counts(), names)
-    report["accuracy"] = accuracy_report(counts()[:-1])["accuracy"]  # of the windows in which somebody plays
-    return freeze(model), dict(report, history=history, n_train=len(train_idx), seconds=time.perf_counter() - start)
+        batches, n = training_sounds(bundle, np.asarray(train_idx, int), label, cfg)
+        history = fit(model, batches, n, loss_fn, accuracy, device, progress)
+    report = accuracy_report(counts(), [*map(str, getattr(bundle, "instruments", INSTRUMENTS)), "nothing"])
+    return freeze(model), dict(report, **accuracy(), history=history, n_train=n, seconds=time.perf_counter() - start)
 
-# %% ../nbs/07_classifier.ipynb #f1f836cb
+# %% ../nbs/07_classifier.ipynb #1f1362ea
 @torch.no_grad()
 def predict_label(model: AudioClassifier,
                   lms_db,  # B x n_mels x frames or n_mels x frames, dB
@@ -517,6 +545,7 @@ def predict_label(model: AudioClassifier,
     p = model(lms_db.to(next(model.parameters()).device)).softmax(1)
     return p[:, :-1].argmax(1), p
 
+# %% ../nbs/07_classifier.ipynb #b74f5ee9
 def load_audio_classifier(path: str | Path) -> AudioClassifier:  # frozen, in eval mode; `.report` holds its report
     "Read an audio classifier; raises `CarganError` if the file is missing, damaged or holds something else."
     return _load(path, AudioClassifier, AudioClassifierConfig)

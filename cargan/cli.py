@@ -250,7 +250,7 @@ def excuse(e: Exception) -> str | None:  # one sentence, or None if it is our ow
     from cargan.core import CarganError
     import torch
     if isinstance(e, CarganError): return str(e)
-    if isinstance(e, (MemoryError, torch.OutOfMemoryError)): return "out of memory; use smaller pictures or batches"
+    if isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(e): return "out of memory; use smaller pictures or batches"
     if isinstance(e, OSError) and e.strerror: return f"{e.strerror}: {e.filename or 'a file'}; check the disk and the permissions".replace("\n", " ")
     return None
 

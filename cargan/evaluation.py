@@ -89,10 +89,11 @@ def evaluate(cfg: EvaluateConfig) -> dict:  # what it wrote to metrics.json
     bundle = open_data(cfg.data, train_cfg.model.size)
     train_idx, valid_idx = split_recordings(bundle, seed=train_cfg.seed)
     if not len(valid_idx): raise CarganError(f"{cfg.data} has no held-out recordings; give data with a validation split or several recordings")
+    ear = load_audio_classifier(Path(cfg.run)/"audio_classifier.safetensors")
     judge = get_evaluator(cfg, train_cfg, bundle, train_idx, valid_idx).to(cfg.device)
     dataset = PairDataset(bundle, train_cfg.model.size, lms=train_cfg.model.lms)
     truth = np.asarray(bundle.label)[valid_idx]
-    heard = predict_label(load_audio_classifier(Path(cfg.run)/"audio_classifier.safetensors"), torch.as_tensor(np.asarray(bundle.lms_db[valid_idx], dtype=np.float32)))[0].numpy()
+    heard = predict_label(ear, torch.as_tensor(np.asarray(bundle.lms_db[valid_idx], dtype=np.float32)))[0].numpy()
     tables = {name: score(model, judge, dataset, valid_idx, label, cfg.device, cfg.batch_size, f"{name} label")
               for name, label in dict(true=truth, predicted=heard).items()}
     rest = np.asarray(bundle.factors["rest"])[valid_idx].astype(bool) if "rest" in bundle.factors else np.zeros(len(truth), bool)

@@ -8,7 +8,8 @@ __all__ = ['label_number', 'Picture', 'no_instrument_card', 'to_mono', 'draw', '
            'move']
 
 # %% ../nbs/11_generate.ipynb #77de68da
-import shutil, tempfile
+import shutil
+import tempfile
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -120,8 +121,8 @@ def look(model: CARGAN,  # in evaluation mode
         ) -> list[Picture]:
     "One picture for each window."
     pictures, card = [], no_instrument_card(model.cfg.size)
-    for part in torch.as_tensor(windows).split(batch_size):
-        lms_db = log_mel(part, lms)
+    for at in range(0, len(windows), batch_size):
+        lms_db = log_mel(torch.tensor(windows[at:at + batch_size]), lms)
         heard_label, probs = (torch.as_tensor(x).cpu() for x in predict_label(ear, lms_db))
         label = heard_label if given is None else torch.full_like(heard_label, given)
         for coarse, fine, l, p in zip(*draw(model, lms_db, label, lms), label.tolist(), probs.numpy()):
@@ -159,7 +160,7 @@ def film_frame(picture: Picture,
 
 # %% ../nbs/11_generate.ipynb #972a67c4
 def write_film(path: str | Path,  # `.mp4`
-               frames: list[np.ndarray],  # H x W x 3, uint8; even sides
+               frames,  # any iterable of H x W x 3, uint8; even sides
                wave: np.ndarray,  # mono samples, float32
                sample_rate: int = 44100,  # Hz
                seconds: float = 0.5,  # for each frame
@@ -170,21 +171,22 @@ def write_film(path: str | Path,  # `.mp4`
     sound.sample_rate, sound.pts = sample_rate, 0
     with av.open(str(path), "w", format="mp4") as film:
         video = film.add_stream(codec, rate=Fraction(1 / seconds).limit_denominator(1000))
-        video.height, video.width = frames[0].shape[:2]
         video.pix_fmt = "yuv420p"
         audio = film.add_stream("aac", rate=sample_rate, layout="mono")
-        for frame in frames: film.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        for i, frame in enumerate(frames):
+            if i == 0: video.height, video.width = frame.shape[:2]
+            film.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         film.mux(audio.encode(sound))
         for stream in (video, audio): film.mux(stream.encode(None))  # what the encoders still hold
 
 # %% ../nbs/11_generate.ipynb #5b384ce3
 def write_gif(path: str | Path,  # `.gif`
-              frames: list[np.ndarray],  # H x W x 3, uint8
+              frames,  # any iterable of H x W x 3, uint8
               seconds: float = 0.5,  # for each frame
              ):
     "Pictures as a silent, endless GIF."
-    first, *rest = map(Image.fromarray, frames)
-    first.save(path, format="GIF", save_all=True, append_images=rest, duration=round(1000 * seconds), loop=0)
+    images = map(Image.fromarray, frames)
+    next(images).save(path, format="GIF", save_all=True, append_images=images, duration=round(1000 * seconds), loop=0)
 
 # %% ../nbs/11_generate.ipynb #761f22b2
 def distinct_stems(paths) -> list[str]:  # as many as paths
@@ -231,12 +233,11 @@ def generate_one(see: SoundToImage,
     for name, image in images.items():
         (folder/name).parent.mkdir(exist_ok=True)
         Image.fromarray(image).save(folder/name)
-    films = {f"{stem}.mp4": cfg.video, f"{stem}.gif": cfg.gif}
-    still = [film_frame(p) for p in pictures] if cfg.video or cfg.gif else []
-    if cfg.video: write_film(folder/f"{stem}.mp4", still, wave, see.lms.sample_rate, see.lms.seconds)
-    if cfg.gif: write_gif(folder/f"{stem}.gif", still, see.lms.seconds)
+    if cfg.video: write_film(folder/f"{stem}.mp4", map(film_frame, pictures), wave, see.lms.sample_rate, see.lms.seconds)
+    if cfg.gif: write_gif(folder/f"{stem}.gif", map(film_frame, pictures), see.lms.seconds)
+    films = [f"{stem}.{kind}" for kind, asked in dict(mp4=cfg.video, gif=cfg.gif).items() if asked]
     windows = [{k: v for k, v in asdict(p).items() if k in ("start", "label", "probability", "heard")} for p in pictures]
-    return dict(input=str(audio), **facts, start=best.start, files=[*images, *(name for name, asked in films.items() if asked)], windows=windows)
+    return dict(input=str(audio), **facts, start=best.start, files=[*images, *films], windows=windows)
 
 # %% ../nbs/11_generate.ipynb #fe2ef495
 def generate(cfg: GenerateConfig) -> list[dict]:  # one entry per sound, as in generate.json

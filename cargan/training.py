@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FREE', 'PRESETS', 'TrainConfig', 'released', 'config_from_dict', 'check_config', 'Players', 'update_G', 'update_D',
-           'make_accelerator', 'make_players', 'checkpoint_folders', 'save_checkpoint', 'part', 'load_checkpoint',
-           'Meter', 'read_log', 'rewind_log', 'sample_grid', 'one_per_instrument', 'plain', 'flatten', 'open_run',
-           'make_classifiers', 'batches', 'to_device', 'train', 'fit', 'log', 'save_samples', 'averaged', 'load_run']
+           'make_accelerator', 'warmed_up', 'make_players', 'checkpoint_folders', 'save_checkpoint', 'part',
+           'load_checkpoint', 'Meter', 'read_log', 'rewind_log', 'sample_grid', 'one_per_instrument', 'plain',
+           'flatten', 'open_run', 'make_classifiers', 'batches', 'to_device', 'train', 'fit', 'log', 'save_samples',
+           'averaged', 'load_run']
 
 # %% ../nbs/10_training.ipynb #77de68da
 import json, math, shutil, time
@@ -34,7 +35,7 @@ from .core import (INSTRUMENTS, CarganError, atomic_path, load_weights, read_jso
                          writable_folder, write_json)
 from .data import EpochSampler, PairDataset, make_loader, open_data, split_recordings
 from .losses import LossConfig, discriminator_losses, generator_losses
-from .residue import CARGAN, CARGANConfig, make_discriminator
+from .residue import CARGAN, CARGANConfig, make_discriminator, make_generator
 
 # %% ../nbs/10_training.ipynb #c1dfd96e
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ FREE = {"out", "data", "epochs", "max_steps", "device", "compile", "workers", "l
 PRESETS = {
     "paper": TrainConfig(),
     "lab": TrainConfig(model=CARGANConfig(size=64, base=24, d_base=16), classifier=ClassifierConfig(arch="small"),
-                       epochs=12, batch_size=16, ema=0.995, log_every=10, sample_every=200, checkpoint_every=200),
+                       epochs=4, batch_size=8, ema=0.99, log_every=10, sample_every=200, checkpoint_every=200),
 }
 
 def released(cfg: TrainConfig) -> TrainConfig:  # the same run with every ▲ row of the released code
@@ -96,6 +97,7 @@ def check_config(cfg: TrainConfig):
         if getattr(cfg, name) < 1: raise CarganError(f"{name}={getattr(cfg, name)} is not possible; give 1 or more")
     if cfg.max_steps is not None and cfg.max_steps < 1: raise CarganError(f"max_steps={cfg.max_steps} is not possible; give 1 or more")
     if not (math.isfinite(cfg.lr) and cfg.lr > 0): raise CarganError(f"lr={cfg.lr} is not possible; give a number above 0, such as 8e-4")
+    with torch.device("meta"): make_generator(cfg.model, 1), make_discriminator(cfg.model)  # they refuse impossible sizes and widths
     for name in ("beta1", "beta2", "ema"):
         if not 0 <= getattr(cfg, name) < 1: raise CarganError(f"{name}={getattr(cfg, name)} is not possible; give a number from 0 to below 1")
 
@@ -151,6 +153,10 @@ def make_accelerator(cfg: TrainConfig) -> Accelerator:
         raise CarganError(f"batch_size={cfg.batch_size} cannot be shared by {acc.num_processes} processes x {cfg.accumulate} parts; make it a multiple")
     return acc
 
+def warmed_up(decay: float):  # an averaging function for `AveragedModel`
+    "Exponential moving average whose decay grows as (1 + n) / (10 + n) up to `decay`: early on, the first weights are soon forgotten."
+    return lambda averages, values, n: get_ema_multi_avg_fn(min(decay, float((1 + n) / (10 + n))))(averages, values, n)
+
 def make_players(cfg: TrainConfig, classifier: nn.Module, accelerator: Accelerator) -> Players:
     "Networks and optimisers with their first weights."
     seed_everything(cfg.seed)
@@ -159,7 +165,7 @@ def make_players(cfg: TrainConfig, classifier: nn.Module, accelerator: Accelerat
     if cfg.compile:
         for net in (model.G1, model.G2, model.C, D): net is not None and net.compile()
     ema = nn.ModuleDict({k: v for k, v in dict(G1=model.G1, G2=model.G2).items() if v is not None})
-    ema = AveragedModel(ema, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema), use_buffers=True) if cfg.ema else None
+    ema = AveragedModel(ema, multi_avg_fn=warmed_up(cfg.ema), use_buffers=True) if cfg.ema else None
     adam = lambda params: torch.optim.Adam(params, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), fused=True)
     opt_G, opt_D = adam([q for q in model.parameters() if q.requires_grad]), adam(D.parameters())
     model.G1, D, opt_G, opt_D = accelerator.prepare(model.G1, D, opt_G, opt_D)
@@ -321,7 +327,8 @@ def train(cfg: TrainConfig) -> Path:  # the run's folder
         if accelerator.is_main_process: open_run(cfg); make_classifiers(cfg, bundle, train_idx, valid_idx)
     p = make_players(cfg, load_classifier(Path(cfg.out)/"classifier.safetensors"), accelerator)
     dataset = PairDataset(bundle, cfg.model.size, lms=cfg.model.lms)
-    fixed = to_device(dataset.__getitems__(one_per_instrument(bundle.label, valid_idx)), accelerator.device)
+    shown = one_per_instrument(bundle.label, valid_idx if len(valid_idx) else train_idx)
+    fixed = to_device(dataset.__getitems__(shown), accelerator.device)
     last = min(cfg.epochs * steps_per_epoch, cfg.max_steps or math.inf)
     step = load_checkpoint(p, checkpoint_folders(cfg.out)[-1]) if checkpoint_folders(cfg.out) else 0
     if step >= last: accelerator.print(f"{cfg.out} is finished: {step} steps; raise --epochs to go on"); return Path(cfg.out)
@@ -346,7 +353,7 @@ def fit(p: Players, data, step: int, last: int, steps_per_epoch: int, fixed: dic
         if p.ema: p.ema.update_parameters(p.generators)
         bar.update(); seen += cfg.batch_size
         due = lambda every: step % every == 0 or step == last
-        if due(cfg.log_every) or due(cfg.checkpoint_every) or p.accelerator.device.type == "cpu" and not math.isfinite(losses["G"] + losses["D"]):
+        if due(cfg.log_every) or due(cfg.checkpoint_every) or p.accelerator.device.type == "cpu" and not math.isfinite((losses["G"] + losses["D"]).item()):
             means = meter.read()  # also before a checkpoint: nothing that isn't finite is saved
             if main: log(p, board, bar, step=step, epoch=step / steps_per_epoch, images_per_s=seen / (time.time() - began), **means)
         if due(cfg.sample_every) and main: save_samples(p, fixed, step)

@@ -1,5 +1,5 @@
 "Readers, bundles, preparation, splits, order: properties that hold for any input, and every class of bad input."
-import json, os, signal, subprocess, sys, time
+import signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,7 +99,7 @@ def test_a_spoiled_bundle_is_refused(how, folder, tmp_path):
 
 
 @few
-@given(st.data())
+@given(data=st.data())
 def test_bundle_cut_anywhere_or_of_other_bytes(data, tmp_path_factory):
     "A bundle that was cut short, or has some bytes changed, is refused or still a valid bundle: never another kind of error."
     path = tmp_path_factory.mktemp("b")/"b.npz"
@@ -133,7 +133,7 @@ def test_names_of_the_split_are_normalised(tmp_path):
 def test_reads_the_released_layout(layout, tmp_path):
     for root in (layout, layout.parent):  # the folder itself, or the one it was unpacked into
         pairs, problems = read_suburmp(root)
-        assert problems == {} and [p.pair_id for p in pairs] == sorted(p.pair_id for p in pairs) or len(pairs) == 12
+        assert problems == {} and len(pairs) == 12
         assert {p.split for p in pairs} == {"train", "validation"} and {p.instrument for p in pairs} == {"tuba", "cello"}
     b = open_bundle(prepare(PrepareConfig(layout, tmp_path/"b.npz", size=32)))
     assert (b.image.shape, b.image.dtype, b.lms_db.shape, b.lms_db.dtype, b.label.dtype) == ((12, 32, 32, 3), np.uint8, (12, 128, 44), np.float16, np.int64)
@@ -159,7 +159,7 @@ def wav(path: Path, x, rate=44100, **kw): sf.write(path, x, rate, **kw)
 DAMAGE = {  # what happened -> (how, words of the message)
     "picture missing": (lambda i, s: i.unlink(), "no picture"), "sound missing": (lambda i, s: s.unlink(), "no sound"),
     "picture empty": (lambda i, s: i.write_bytes(b""), "empty"), "sound empty": (lambda i, s: s.write_bytes(b""), "empty"),
-    "picture truncated": (lambda i, s: i.write_bytes(i.read_bytes()[:700]), "decoded"), "sound truncated": (lambda i, s: s.write_bytes(s.read_bytes()[:20000]), "lasts"),
+    "picture truncated": (lambda i, s: i.write_bytes(i.read_bytes()[:700]), "decoded"), "sound truncated": (lambda i, s: s.write_bytes(s.read_bytes()[:20000]), "sound"),
     "picture is text": (lambda i, s: i.write_text("text" * 99), "decoded"), "sound is text": (lambda i, s: s.write_text("text" * 99), "sound"),
     "picture is a GIF": (lambda i, s: Image.new("RGB", (9, 9)).save(i, format="GIF"), "decoded"), "sound is a picture": (lambda i, s: s.write_bytes(i.read_bytes()), "sound"),
     "picture is a folder": (lambda i, s: (i.unlink(), i.mkdir()), "folder"), "sound is a folder": (lambda i, s: (s.unlink(), s.mkdir()), "folder"),
@@ -185,7 +185,9 @@ def test_damaged_files_are_named_or_skipped(what, layout, tmp_path):
 def test_all_damaged_files_are_counted(layout, tmp_path):
     for p in sorted(layout.rglob("tuba*.jpg")): p.write_text("text")
     with pytest.raises(CarganError, match="6 ") as e: prepare(PrepareConfig(layout, tmp_path/"b.npz", size=16))
-    assert "tuba00_500" in str(e.value) and len(str(e.value)) < 2000
+    assert "tuba01_500" in str(e.value) and len(str(e.value)) < 2000
+    listing = (tmp_path/"b.npz.problems.txt").read_text()
+    assert len(listing.splitlines()) == 6 and all(p.stem in listing for p in layout.rglob("tuba*.jpg"))
 
 
 def test_nothing_usable_is_an_error_even_when_skipping(layout, tmp_path):
@@ -214,7 +216,7 @@ def test_factors_must_know_every_pair(split, layout, tmp_path):
     with pytest.raises(CarganError, match="factors.csv"): prepare(PrepareConfig(layout, tmp_path/"b.npz", size=16))
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "pair_id,pitch\ntuba00_500,1,2,3\n", "\x00\xff"], ids=["empty", "other columns", "ragged", "binary"])
+@pytest.mark.parametrize("text", ["", "pair_id,pitch\n" + "tuba00_500,1\n" * 2, "a,b\n1,2\n", "pair_id,pitch\ntuba00_500,1,2,3\n", "\x00\xff"], ids=["empty", "twice", "other columns", "ragged", "binary"])
 def test_broken_factors(text, layout, tmp_path):
     (layout/"factors.csv").write_text(text, encoding="latin1")
     with pytest.raises(CarganError, match="factors.csv"): prepare(PrepareConfig(layout, tmp_path/"b.npz", size=16))
@@ -233,28 +235,27 @@ KILLED = """
 import sys, time
 import cargan.data as d
 slow = d.load_picture
-def load(*a): time.sleep(.04); return slow(*a)
+def load(*a): time.sleep(.2); return slow(*a)
 d.load_picture, d.PART = load, 2
 from pathlib import Path
 d.prepare(d.PrepareConfig(Path(sys.argv[1]), Path(sys.argv[2]), size=16, workers=1))
 """
 
 
-def test_killed_in_the_middle_and_taken_up_again(layout, tmp_path):
+def test_killed_in_the_middle_and_taken_up_again(layout, tmp_path, monkeypatch):
     "SIGKILL after the first parts: no bundle; the second run reads only what is missing, and ends with the same bytes."
-    whole = tmp_path/"whole.npz"
-    assert subprocess.run([sys.executable, "-c", KILLED, layout, whole], capture_output=True).returncode == 0
-    out = tmp_path/"out.npz"
+    import cargan.data as d
+    whole, out = prepare(PrepareConfig(layout, tmp_path/"whole.npz", size=16)), tmp_path/"out.npz"
     process = subprocess.Popen([sys.executable, "-c", KILLED, layout, out], stderr=subprocess.DEVNULL)
     parts = lambda: list(tmp_path.glob(".out.npz*/*.json"))
     while len(parts()) < 2 and process.poll() is None: time.sleep(.01)
     process.send_signal(signal.SIGKILL); process.wait()
-    done = {p: p.stat().st_mtime_ns for p in parts()}
-    assert 2 <= len(done) < 6 and not out.exists()
-    probe = KILLED.replace("time.sleep(.04)", "print(a[0])")
-    again = subprocess.run([sys.executable, "-c", probe, layout, out], capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert len(again.stdout.splitlines()) <= 12 - 2 * len(done)
+    done, read, load = len(parts()), [], d.load_picture
+    assert 2 <= done < 6 and not out.exists()
+    monkeypatch.setattr(d, "PART", 2)
+    monkeypatch.setattr(d, "load_picture", lambda *a: read.append(a[0]) or load(*a))
+    prepare(PrepareConfig(layout, out, size=16))
+    assert len(read) == 12 - 2 * done
     assert out.read_bytes() == whole.read_bytes() and not list(tmp_path.glob(".*"))
 
 
@@ -399,12 +400,12 @@ def test_data_folder_on_the_fly(layout):
 
 # ---- films
 
-def write_film(path: Path, seconds=2.2, fps=25, rate=44100, delay=0., sound=True, picture=True, codecs=("mpeg4", "aac")):
+def write_film(path: Path, seconds=2.2, fps=25, rate=44100, delay=0., sound=True, picture=True):
     "Frames whose brightness is their time, under a tone that switches on in the second second."
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as film:
-        v = film.add_stream(codecs[0], rate=fps) if picture else None
-        a = film.add_stream(codecs[1], rate=rate, layout="mono") if sound else None
+        v = film.add_stream("mpeg4", rate=fps) if picture else None
+        a = film.add_stream("aac", rate=rate, layout="mono") if sound else None
         if v: v.width, v.height, v.pix_fmt = 64, 48, "yuv420p"
         for k in range(round(seconds * fps) if v else 0):
             frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 4 * k, np.uint8), format="rgb24")
@@ -420,7 +421,7 @@ def write_film(path: Path, seconds=2.2, fps=25, rate=44100, delay=0., sound=True
         if a: film.mux(a.encode())
 
 
-@pytest.mark.parametrize("name, rate, delay", [("a.mp4", 44100, 0), ("a.mkv", 48000, 0), ("a.avi", 22050, 0), ("a.mov", 48000, 0), ("a.ts", 48000, 3.)])
+@pytest.mark.parametrize("name, rate, delay", [("a.mp4", 44100, 0), ("a.mkv", 48000, 0), ("b.mkv", 22050, 0), ("a.mov", 48000, 0), ("a.ts", 48000, 3.)])
 def test_films_become_pairs(name, rate, delay, tmp_path):
     write_film(tmp_path/"films"/"tuba"/name, rate=rate, delay=delay)
     out = cut_videos(VideoConfig(tmp_path/"films", tmp_path/"out", hop_ms=500))

@@ -78,6 +78,7 @@ def test_fit_to_read(notebook):
     if notebook.stem == "index": return
     cells = json.loads(text)["cells"]
     assert len(cells) <= 90
+    assert not [o for c in cells for o in c.get("outputs", []) if o.get("name") == "stderr"], "no progress bars, no warnings: run tools/notebooks.py"
     title = next("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
     assert re.match(r"# .+\n\n> .+", title), "a notebook begins with '# Title' and '> one sentence'"
     assert re.search("#+ Exercises", text) and re.search("#+ What we learned", text)

@@ -1,0 +1,73 @@
+"Two processes on one machine (gloo): they train one model, log once, and resume."
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from cargan.core import load_weights
+from cargan.data import save_bundle
+from cargan.residue import CARGANConfig
+from cargan.training import checkpoint_folders, plain
+from test_resume import tiny, toy_bundle
+
+TRAIN = """
+import json, sys, torch
+from pathlib import Path
+from cargan.training import TrainConfig, config_from_dict, train
+torch.set_num_threads(1)
+train(config_from_dict(TrainConfig, json.loads(Path(sys.argv[1]).read_text())))
+"""
+
+STEPS = """
+import torch
+from cargan.core import seed_everything
+from cargan.classifier import ClassifierConfig, ImageClassifier
+from cargan.residue import CARGANConfig
+from cargan.training import TrainConfig, make_accelerator, make_players, update_D, update_G
+torch.set_num_threads(1)
+cfg = TrainConfig(model=CARGANConfig(size=32, base=2, d_base=2), batch_size=8, device="cpu")
+acc = make_accelerator(cfg)
+seed_everything(0)
+p = make_players(cfg, ImageClassifier(ClassifierConfig(arch="small", size=32)), acc)
+seed_everything(100 + acc.process_index)  # each process sees other pairs
+first = [q.detach().clone() for q in p.model.G1.parameters()]
+for _ in range(3):
+    batch = dict(mel=torch.rand(4, 1, 32, 32), image=torch.rand(4, 3, 32, 32), label=torch.randint(0, 13, (4,)))
+    out, _ = update_G(p, batch); update_D(p, batch, out)
+for net in (p.model.G1, p.model.G2, p.D):
+    for q in net.parameters():
+        both = acc.gather(q.detach().flatten()[None])
+        assert torch.equal(both[0], both[1]), "the processes hold different weights"
+assert any(not torch.equal(a, b) for a, b in zip(first, p.model.G1.parameters()))
+seen = acc.gather(batch["image"].sum()[None])
+assert seen[0] != seen[1]
+acc.end_training()
+"""
+
+
+def launch(folder, code, *args):
+    (folder/"script.py").write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(folder/"script.py"), *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_gradients_are_shared(tmp_path): launch(tmp_path, STEPS)
+
+
+def test_two_processes_train_log_once_and_resume(tmp_path):
+    save_bundle(toy_bundle(), tmp_path/"pairs.npz")
+    cfg = tiny(tmp_path, out=tmp_path/"run", max_steps=6, checkpoint_every=3, log_every=2, model=CARGANConfig(size=32, base=2, d_base=2))
+    for steps in (6, 9):
+        (tmp_path/"config.json").write_text(json.dumps(plain(replace(cfg, max_steps=steps))))
+        launch(tmp_path, TRAIN, tmp_path/"config.json")
+    steps = [json.loads(line)["step"] for line in (cfg.out/"log.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] == 9
+    folder = checkpoint_folders(cfg.out)[-1]
+    assert folder.name == "step_00000009"
+    assert all(v.isfinite().all() for v in load_weights(folder/"weights.safetensors")[0].values() if v.is_floating_point())
+    assert len(torch.load(folder/"state.pt", weights_only=True)["rng"]) == 2  # one random state for each process

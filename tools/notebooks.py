@@ -1,0 +1,28 @@
+"""Run notebooks in place and keep what a reader wants to see.  Usage: python tools/notebooks.py [nbs/05_unet.ipynb ...]
+
+Progress bars and warnings (everything on stderr) are shown here and left out of the notebook."""
+import os, sys, time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(path: Path):
+    "Execute one notebook as nbdev does, in its own folder with the repository's root on the path."
+    nb, start = nbformat.read(path, as_version=4), time.time()
+    NotebookClient(nb, timeout=3600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    for cell in nb.cells:
+        if cell.cell_type != "code": continue
+        aside = [o for o in cell.outputs if o.output_type == "stream" and o.name == "stderr"]
+        for o in aside: print(*(line for line in o.text.split("\n") if "\r" not in line and line), sep="\n", file=sys.stderr)
+        cell.outputs = [o for o in cell.outputs if o not in aside]
+    nbformat.write(nb, path)
+    print(f"{path.name}: {time.time() - start:.0f} s, {path.stat().st_size // 1024} kB", flush=True)
+
+
+if __name__ == "__main__":
+    os.environ["PYTHONPATH"] = str(ROOT)
+    for path in map(Path, sys.argv[1:] or sorted((ROOT/"nbs").glob("*.ipynb"))): run(path.resolve())
