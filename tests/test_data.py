@@ -247,7 +247,7 @@ def test_killed_in_the_middle_and_taken_up_again(layout, tmp_path, monkeypatch):
     import cargan.data as d
     whole, out = prepare(PrepareConfig(layout, tmp_path/"whole.npz", size=16)), tmp_path/"out.npz"
     process = subprocess.Popen([sys.executable, "-c", KILLED, layout, out], stderr=subprocess.DEVNULL)
-    parts = lambda: list(tmp_path.glob(".out.npz*/*.json"))
+    parts = lambda: list(tmp_path.glob(".out.npz*/part_*.json"))
     while len(parts()) < 2 and process.poll() is None: time.sleep(.01)
     process.send_signal(signal.SIGKILL); process.wait()
     done, read, load = len(parts()), [], d.load_picture
