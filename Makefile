@@ -34,9 +34,9 @@ $(STAMP): setup.py settings.ini
 	@touch $@
 
 quickstart: $(STAMP)
-	$(BIN)/cargan synth --out $(DATA) --performers 3
+	$(BIN)/cargan synth --out $(DATA) --recordings 40 5 --performers 3
 	$(BIN)/cargan prepare --source $(DATA) --out $(DATA).npz
-	$(BIN)/cargan train --data $(DATA).npz --out $(RUN) --preset lab
+	$(BIN)/cargan train --data $(DATA).npz --out $(RUN) --preset lab --max-steps 720
 	$(BIN)/cargan evaluate --run $(RUN) --data $(DATA).npz
 	$(BIN)/cargan generate --run $(RUN) --out $(RUN)/melody --video $(DATA)/melody.wav
 	@echo
