@@ -87,6 +87,7 @@ class Generated(NamedTuple):
     residue_label: torch.Tensor  # L_r, B x n_classes, in [-1, 1]
     coarse_logits: torch.Tensor  # C(I'), B x n_classes: computed once, for the residue and for the loss
 
+# %% ../nbs/08_residue.ipynb #91032ad7
 class CARGAN(nn.Module):
     "Two generators and the frozen classifier between them (fig. 2 of the paper)."
     def __init__(self,

@@ -140,7 +140,7 @@ def test_noise_is_nothing(ear, kind, dbfs):
     elif kind in ("fan", "band"): x = dict(fan=fan, band=band)[kind](rng, 8)
     else: x = np.stack([c._coloured(22050, dict(white=0, pink=-0.5, blue=0.5, violet=1)[kind], rng) for _ in range(8)])
     _, p = c.predict_label(ear, log_mel((10 ** (dbfs / 20) * x).astype(np.float32)))
-    assert p[:, -1].median() > 0.5
+    assert (p.argmax(-1) == p.shape[-1] - 1).float().mean() > 0.5  # what generation goes by: "nothing" before every instrument
 
 
 @pytest.mark.parametrize("gain", [-20, -10, 6])

@@ -1,13 +1,18 @@
 """Run notebooks in place and keep what a reader wants to see.  Usage: python tools/notebooks.py [nbs/05_unet.ipynb ...]
 
-Progress bars and warnings (everything on stderr) are shown here and left out of the notebook."""
-import os, sys, time
+Progress bars and warnings (everything on stderr) are shown here and left out of the notebook; names of temporary folders become "…"."""
+import json, os, re, sys, tempfile, time
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def without_temporary(output: dict) -> dict:
+    "The output with `…` for every temporary folder, whose name would change with each run."
+    return json.loads(re.sub(re.escape(tempfile.gettempdir()) + r"/tmp\w+", "…", json.dumps(output, ensure_ascii=False)))
 
 
 def run(path: Path):
@@ -18,7 +23,7 @@ def run(path: Path):
         if cell.cell_type != "code": continue
         aside = [o for o in cell.outputs if o.output_type == "stream" and o.name == "stderr"]
         for o in aside: print(*(line for line in o.text.split("\n") if "\r" not in line and line), sep="\n", file=sys.stderr)
-        cell.outputs = [o for o in cell.outputs if o not in aside]
+        cell.outputs = [nbformat.from_dict(without_temporary(o)) for o in cell.outputs if o not in aside]
     nbformat.write(nb, path)
     print(f"{path.name}: {time.time() - start:.0f} s, {path.stat().st_size // 1024} kB", flush=True)
 
