@@ -106,7 +106,7 @@ def evaluate(cfg: EvaluateConfig) -> dict:  # what it wrote to metrics.json
 
 # %% ../nbs/10b_evaluation.ipynb #f1abd670
 def summarise(truth, heard, tables, rest) -> dict:  # the numbers of metrics.json
-    "Accuracies (macro) and L1, over all test pairs, and for windows with and without playing."
+    "Accuracies (macro) and L1 of the windows in which somebody plays; beside them, of the rests and of all windows."
     def scores(m):
         t = {k: v[m] for k, v in tables.items()}
         acc = lambda seen: macro_accuracy(truth[m], np.asarray(seen))
@@ -115,8 +115,8 @@ def summarise(truth, heard, tables, rest) -> dict:  # the numbers of metrics.jso
                     accuracy_real=acc(t["true"].seen_real), accuracy_audio=acc(heard[m]),
                     l1_coarse=float(t["true"].l1_coarse.mean()), l1_fine=float(t["true"].l1_fine.mean()),
                     l1_fine_predicted_label=float(t["predicted"].l1_fine.mean()))
-    parts = {name: scores(m) for name, m in dict(playing=~rest, rest=rest).items() if m.any() and rest.any()}
-    return scores(np.ones(len(truth), bool)) | parts | dict(chance=1 / len(INSTRUMENTS))
+    parts = dict(rest=scores(rest), all=scores(np.ones(len(truth), bool))) if rest.any() else {}
+    return scores(~rest) | parts | dict(chance=1 / len(INSTRUMENTS))
 
 def per_instrument(truth, heard, tables) -> pd.DataFrame:  # a row per instrument
     "How often each instrument is recognised."
@@ -140,5 +140,5 @@ def metrics_table(metrics: dict) -> str:
             ("chance", "chance"), ("L1, stage I", "l1_coarse"), ("L1, stage II", "l1_fine")]
     body = "\n".join(f"  {name:<46} {metrics[key]:.3f}" for name, key in rows)
     parts = "".join(f"\n  {p}: n = {metrics[p]['n']}, true label {metrics[p]['accuracy_true_label']:.3f}, predicted label "
-                    f"{metrics[p]['accuracy_predicted_label']:.3f}" for p in ("playing", "rest") if p in metrics)
-    return f"{metrics['n']} held-out pairs, accuracies macro-averaged over instruments\n{body}{parts}"
+                    f"{metrics[p]['accuracy_predicted_label']:.3f}" for p in ("rest", "all") if p in metrics)
+    return f"{metrics['n']} held-out pairs in which somebody plays; accuracies macro-averaged over instruments\n{body}{parts}"
