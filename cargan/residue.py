@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['one_hot', 'residue_label', 'tile_label', 'CARGANConfig', 'make_generator', 'make_discriminator', 'Generated',
-           'CARGAN']
+           'stage_two_label', 'CARGAN']
 
 # %% ../nbs/08_residue.ipynb #77de68da
 from dataclasses import dataclass
@@ -87,7 +87,18 @@ class Generated(NamedTuple):
     residue_label: torch.Tensor  # L_r, B x n_classes, in [-1, 1]
     coarse_logits: torch.Tensor  # C(I'), B x n_classes: computed once, for the residue and for the loss
 
-# %% ../nbs/08_residue.ipynb #91032ad7
+def stage_two_label(kind: str,  # 'classifier' (the paper), or an ablation: 'label', 'zero'
+                    L_a,  # B x n_classes
+                    logits,  # B x n_classes: C(I')
+                   ) -> torch.Tensor:  # B x n_classes
+    "What G2 is told: `L_r`, or an ablation's replacement for it."
+    match kind:
+        case "classifier": return residue_label(L_a, logits)
+        case "label": return L_a
+        case "zero": return torch.zeros_like(L_a)
+        case other: raise CarganError(f"residue={other!r} is unknown; choose classifier, label or zero")
+
+# %% ../nbs/08_residue.ipynb #472b07b9
 class CARGAN(nn.Module):
     "Two generators and the frozen classifier between them (fig. 2 of the paper)."
     def __init__(self,
@@ -113,17 +124,9 @@ class CARGAN(nn.Module):
         L_a = one_hot(label, self.cfg.n_classes)
         coarse = self.G1(tile_label(mel, L_a))
         logits = self.C(coarse).float()
-        L_r = self.residue(L_a, logits)
+        L_r = stage_two_label(self.cfg.residue, L_a, logits)
         fine = self.refine(coarse, mel, L_r) if self.G2 is not None else coarse
         return Generated(coarse, fine, logits.softmax(-1), L_r, logits)
-
-    def residue(self, L_a, logits):
-        "`L_r`, or one of the ablations' replacements for it."
-        match self.cfg.residue:
-            case "classifier": return residue_label(L_a, logits)
-            case "label": return L_a
-            case "zero": return torch.zeros_like(L_a)
-            case other: raise CarganError(f"residue={other!r} is unknown; choose classifier, label or zero")
 
     def refine(self, coarse, mel, L_r):
         "Stage II (eq. 1): `G2(I' ⊕ L_r)`."
