@@ -8,9 +8,9 @@ __all__ = ['COMMANDS', 'TRAIN_HELP', 'Command', 'overview', 'one_line', 'parse',
            'describe_sound', 'quiet_stderr', 'run', 'main', 'excuse', 'complain']
 
 # %% ../nbs/12_cli.ipynb #77de68da
-import dataclasses, importlib, io, json, os, re, sys, textwrap
+import importlib, io, json, os, re, sys, textwrap
 from collections import Counter
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_type_hints

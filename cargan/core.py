@@ -9,13 +9,11 @@ __all__ = ['INSTRUMENTS', 'CarganError', 'existing_file', 'writable_folder', 'at
 # %% ../nbs/00_core.ipynb #77de68da
 import json, os, random, shutil, tempfile
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 

@@ -13,7 +13,7 @@ __all__ = ['SPLITS', 'MAX_PIXELS', 'ROWS', 'PART', 'MAX_NPZ_GB', 'Pair', 'record
 # %% ../nbs/03_data.ipynb #77de68da
 import hashlib, json, os, re, shutil, tempfile, zipfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 

@@ -220,7 +220,6 @@ def draw_trunk(pen: Pen, pose: Pose, who: Performer):
     l, r = pose.shoulders
     belly = 8.5 + 2 * who.build
     draw_tube(pen, [pose.chest, pose.chest + 0.55 * (pose.head - pose.chest)], 5.5, shade(who.skin, 0.86))
-    down = pose.hip - pose.chest
     waist = pose.hip + 3j
     pen.poly([l - 2j, pose.chest - 3 - 4j, pose.chest + 3 - 4j, r - 2j, r + 2 + 4j, waist + belly, waist - belly, l - 2 + 4j], who.clothes)
 

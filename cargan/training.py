@@ -11,7 +11,7 @@ __all__ = ['FREE', 'PRESETS', 'TrainConfig', 'released', 'config_from_dict', 'ch
 
 # %% ../nbs/10_training.ipynb #77de68da
 import json, math, shutil, time
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Literal, get_type_hints
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from PIL import Image
@@ -146,7 +146,6 @@ def update_D(p: Players, batch: dict, out) -> dict:  # named losses
 def make_accelerator(cfg: TrainConfig) -> Accelerator:
     "`accelerate`'s object for this run; safe to call again in a notebook."
     AcceleratorState._reset_state(); GradientState._reset_state()
-    from accelerate import DistributedDataParallelKwargs
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=timedelta(hours=6))]
     acc = Accelerator(cpu=cfg.device == "cpu", mixed_precision=cfg.precision, gradient_accumulation_steps=cfg.accumulate, kwargs_handlers=handlers)
     if cfg.batch_size % (acc.num_processes * cfg.accumulate):
