@@ -15,8 +15,8 @@ import tyro
 
 from cargan.core import INSTRUMENTS, CarganError, save_figure, writable_folder
 from cargan.data import PairDataset, PrepareConfig, open_bundle, prepare
-from cargan.evaluation import EvaluateConfig, contact_sheet, evaluate, metrics_table, one_per_instrument
-from cargan.training import PRESETS, load_run, read_log, train
+from cargan.evaluation import EvaluateConfig, contact_sheet, evaluate, metrics_table
+from cargan.training import PRESETS, load_run, one_per_instrument, read_log, train
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ __all__ = ['NETS', 'ClassifierConfig', 'small_net', 'compact_net', 'resnet50_net
 import socket, time, warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -108,7 +109,7 @@ def imagenet_weights(net: nn.Module,  # a `resnet50_net`
             socket.setdefaulttimeout(20)
             weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V2
             state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
-        except Exception as e:
+        except (OSError, RuntimeError) as e:  # no network; or a file whose hash is wrong
             warnings.warn(f"ImageNet weights for ResNet50 could not be downloaded ({type(e).__name__}); C starts from random weights: "
                           "it will be less accurate on few pictures, so L_C and the residue label say less, and results "
                           "are not comparable with the paper's. Give pretrained=<file> to use a local copy.", stacklevel=2)
@@ -122,7 +123,7 @@ def _read_state(path):  # -> name -> tensor, never running code from the file
     path = existing_file(path, "ResNet50 weights")
     if path.suffix == ".safetensors": return load_weights(path)[0]
     try: state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:
+    except (RuntimeError, ValueError, OSError, EOFError, UnpicklingError) as e:
         raise CarganError(f"ResNet50 weights {path} cannot be read safely ({type(e).__name__}); give a plain state dict") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else None
     if not state: raise CarganError(f"ResNet50 weights {path} hold no state dict; give a plain state dict")

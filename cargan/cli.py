@@ -239,7 +239,7 @@ def main(argv: list = None,  # without the program's name; from the command line
     except BrokenPipeError:  # the reader of our output has gone, as in `cargan info … | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except Exception as e:
+    except Exception as e:  # a known failure is excused in one line; a bug keeps its traceback
         if (message := excuse(e)) is None: raise
         return complain(f"cargan {name}: {message}", 2)
     return 0

@@ -76,7 +76,7 @@ def get_evaluator(cfg: EvaluateConfig, train_cfg: TrainConfig, bundle: Bundle, t
     if path.exists():
         judge = load_classifier(path)
         if judge.report.get("data") == fingerprint(bundle, size): return judge
-    judge, report = train_classifier(replace(cfg.evaluator, size=size), PairDataset(bundle, size), train_idx, valid_idx)
+    judge, report = train_classifier(replace(cfg.evaluator, size=size), PairDataset(bundle, size), train_idx, valid_idx, device=cfg.device)
     save_classifier(path, judge, {**report, "data": fingerprint(bundle, size)})
     return load_classifier(path)
 

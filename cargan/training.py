@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, is_dataclass, replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Literal, get_type_hints
 
 import numpy as np
@@ -161,10 +162,10 @@ def make_players(cfg: TrainConfig, classifier: nn.Module, accelerator: Accelerat
     seed_everything(cfg.seed)
     model = CARGAN(cfg.model, classifier).to(accelerator.device, memory_format=torch.channels_last)
     D = make_discriminator(cfg.model).to(accelerator.device, memory_format=torch.channels_last)
-    if cfg.compile:
-        for net in (model.G1, model.G2, model.C, D): net is not None and net.compile()
     ema = nn.ModuleDict({k: v for k, v in dict(G1=model.G1, G2=model.G2).items() if v is not None})
     ema = AveragedModel(ema, multi_avg_fn=warmed_up(cfg.ema), use_buffers=True) if cfg.ema else None
+    if cfg.compile:  # after the average was copied from them
+        for net in filter(None, (model.G1, model.G2, model.C, D)): net.compile()
     adam = lambda params: torch.optim.Adam(params, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), fused=True)
     opt_G, opt_D = adam([q for q in model.parameters() if q.requires_grad]), adam(D.parameters())
     model.G1, D, opt_G, opt_D = accelerator.prepare(model.G1, D, opt_G, opt_D)
@@ -205,8 +206,7 @@ def load_checkpoint(p: Players, folder: Path) -> int:  # the step to go on from
         for name, net in {**p.generators, "D": p.accelerator.unwrap_model(p.D)}.items(): net.load_state_dict(part(tensors, name))
         if p.ema: p.ema.load_state_dict(part(tensors, "ema"))
         p.opt_G.load_state_dict(state["opt_G"]); p.opt_D.load_state_dict(state["opt_D"])
-    except CarganError: raise
-    except Exception as e: raise CarganError(f"{hint} ({type(e).__name__}: {str(e)[:120]})") from None
+    except (RuntimeError, KeyError, ValueError, OSError, EOFError, UnpicklingError) as e: raise CarganError(f"{hint} ({type(e).__name__}: {str(e)[:120]})") from None
     if p.accelerator.scaler and state["scaler"]: p.accelerator.scaler.load_state_dict(state["scaler"])
     rng = state["rng"][p.accelerator.process_index % len(state["rng"])]
     torch.set_rng_state(rng["cpu"])
@@ -288,13 +288,13 @@ def open_run(cfg: TrainConfig):
     write_json(out/"config.json", plain(cfg))
 
 # %% ../nbs/10_training.ipynb #0286dd55
-def make_classifiers(cfg: TrainConfig, bundle, train_idx, valid_idx):
+def make_classifiers(cfg: TrainConfig, bundle, train_idx, valid_idx, device):
     "Train `C` and the audio classifier into the run's folder, unless they are there."
     if not (path := Path(cfg.out)/"classifier.safetensors").exists():
         dataset = PairDataset(bundle, cfg.model.size)
-        save_classifier(path, *train_classifier(replace(cfg.classifier, size=cfg.model.size), dataset, train_idx, valid_idx))
+        save_classifier(path, *train_classifier(replace(cfg.classifier, size=cfg.model.size), dataset, train_idx, valid_idx, device=device))
     if not (path := Path(cfg.out)/"audio_classifier.safetensors").exists():
-        save_classifier(path, *train_audio_classifier(cfg.audio, bundle, train_idx, valid_idx))
+        save_classifier(path, *train_audio_classifier(cfg.audio, bundle, train_idx, valid_idx, device=device))
 
 def batches(dataset: PairDataset, idx: np.ndarray, cfg: TrainConfig, accelerator: Accelerator, step: int, steps_per_epoch: int):
     "Endless batches on the device, from `step` on; the order depends on seed and epoch only."
@@ -323,7 +323,7 @@ def train(cfg: TrainConfig) -> Path:  # the run's folder
     steps_per_epoch = len(train_idx) // cfg.batch_size
     if not steps_per_epoch: raise CarganError(f"{cfg.data} has {len(train_idx)} training pairs, fewer than one batch of {cfg.batch_size}; lower --batch-size")
     with accelerator.main_process_first():
-        if accelerator.is_main_process: open_run(cfg); make_classifiers(cfg, bundle, train_idx, valid_idx)
+        if accelerator.is_main_process: open_run(cfg); make_classifiers(cfg, bundle, train_idx, valid_idx, accelerator.device)
     p = make_players(cfg, load_classifier(Path(cfg.out)/"classifier.safetensors"), accelerator)
     dataset = PairDataset(bundle, cfg.model.size, lms=cfg.model.lms)
     shown = one_per_instrument(bundle.label, valid_idx if len(valid_idx) else train_idx)
@@ -345,7 +345,7 @@ def fit(p: Players, data, step: int, last: int, steps_per_epoch: int, fixed: dic
     bar = tqdm(total=last, initial=step, desc="CAR-GAN", unit="step", disable=not main)
     for step in range(step + 1, last + 1):
         for batch in islice(data, cfg.accumulate):
-            with p.accelerator.accumulate(p.model.G1, p.D):
+            with p.accelerator.accumulate(*filter(None, (p.model.G1, p.model.G2, p.D))):
                 out, losses = update_G(p, batch)
                 losses |= update_D(p, batch, out)
             meter.add(step, losses)
