@@ -14,7 +14,6 @@ __all__ = ['NETS', 'ClassifierConfig', 'small_net', 'compact_net', 'resnet50_net
 import socket, time, warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,7 +24,7 @@ import torchvision
 from torch import nn
 from tqdm.auto import tqdm
 
-from .core import INSTRUMENTS, CarganError, existing_file, from_uint8, load_weights, save_weights
+from .core import INSTRUMENTS, CarganError, existing_file, from_uint8, load_state, load_weights, save_weights
 from .lms import log_mel
 from .sound import SoundConfig, render_recording
 
@@ -122,9 +121,7 @@ def imagenet_weights(net: nn.Module,  # a `resnet50_net`
 def _read_state(path):  # -> name -> tensor, never running code from the file
     path = existing_file(path, "ResNet50 weights")
     if path.suffix == ".safetensors": return load_weights(path)[0]
-    try: state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, OSError, EOFError, UnpicklingError) as e:
-        raise CarganError(f"ResNet50 weights {path} cannot be read safely ({type(e).__name__}); give a plain state dict") from None
+    state = load_state(path, "ResNet50 weights")
     state = state.get("state_dict", state) if isinstance(state, dict) else None
     if not state: raise CarganError(f"ResNet50 weights {path} hold no state dict; give a plain state dict")
     return {k.removeprefix("module."): v for k, v in state.items()}

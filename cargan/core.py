@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['INSTRUMENTS', 'CarganError', 'existing_file', 'writable_folder', 'atomic_path', 'write_json', 'read_json',
-           'save_weights', 'load_weights', 'seed_everything', 'to_uint8', 'from_uint8', 'show_images', 'save_figure']
+           'save_weights', 'load_weights', 'load_state', 'seed_everything', 'to_uint8', 'from_uint8', 'show_images',
+           'save_figure']
 
 # %% ../nbs/00_core.ipynb #77de68da
 import json, os, random, shutil, tempfile
@@ -100,6 +101,16 @@ def load_weights(path: str | Path,  # `.safetensors` file
             return {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get("cargan", "{}"))
     except (SafetensorError, ValueError, OSError) as e:
         raise CarganError(f"weights file {path} is damaged or is not a safetensors file ({e}); train or copy it again") from None
+
+# %% ../nbs/00_core.ipynb #1c0de002
+def load_state(path: str | Path,  # file written by `torch.save`
+               what: str = "state",  # named in the error
+              ):  # tensors in plain containers, on the CPU
+    "Read a file of `torch.save` without running code from it; raises `CarganError` if it is missing, damaged or holds anything else."
+    path = existing_file(path, what)
+    try: return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # what an unpickler raises at arbitrary bytes is not defined: KeyError, IndexError, …
+        raise CarganError(f"{what} {path} is damaged or holds more than tensors ({type(e).__name__}); make or copy it again") from None
 
 # %% ../nbs/00_core.ipynb #4d134bc0
 def seed_everything(seed: int):

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, is_dataclass, replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Literal, get_type_hints
 
 import numpy as np
@@ -32,7 +31,7 @@ from tqdm.auto import tqdm
 
 from .classifier import (AudioClassifierConfig, ClassifierConfig, load_classifier, save_classifier, train_audio_classifier,
                                train_classifier)
-from .core import (INSTRUMENTS, CarganError, atomic_path, load_weights, read_json, save_weights, seed_everything, to_uint8,
+from .core import (INSTRUMENTS, CarganError, atomic_path, load_state, load_weights, read_json, save_weights, seed_everything, to_uint8,
                          writable_folder, write_json)
 from .data import EpochSampler, PairDataset, make_loader, open_data, split_recordings
 from .losses import LossConfig, discriminator_losses, generator_losses
@@ -200,13 +199,13 @@ def part(tensors: dict, name: str) -> dict:  # the state dict of one network
 def load_checkpoint(p: Players, folder: Path) -> int:  # the step to go on from
     "Put a checkpoint's weights, optimisers and random state back; raises `CarganError` if it is damaged."
     tensors, _ = load_weights(folder/"weights.safetensors")
-    hint = f"checkpoint {folder} cannot be used; delete that folder to go on from an earlier one or from the start"
     try:
-        state = torch.load(folder/"state.pt", map_location="cpu", weights_only=True)
+        state = load_state(folder/"state.pt")
         for name, net in {**p.generators, "D": p.accelerator.unwrap_model(p.D)}.items(): net.load_state_dict(part(tensors, name))
         if p.ema: p.ema.load_state_dict(part(tensors, "ema"))
         p.opt_G.load_state_dict(state["opt_G"]); p.opt_D.load_state_dict(state["opt_D"])
-    except (RuntimeError, KeyError, ValueError, OSError, EOFError, UnpicklingError) as e: raise CarganError(f"{hint} ({type(e).__name__}: {str(e)[:120]})") from None
+    except (CarganError, RuntimeError, KeyError, ValueError, TypeError):
+        raise CarganError(f"checkpoint {folder} cannot be used; delete that folder to go on from an earlier one or from the start") from None
     if p.accelerator.scaler and state["scaler"]: p.accelerator.scaler.load_state_dict(state["scaler"])
     rng = state["rng"][p.accelerator.process_index % len(state["rng"])]
     torch.set_rng_state(rng["cpu"])
