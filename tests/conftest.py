@@ -1,6 +1,5 @@
 "What several tests share: the repository, the real data beside it (if it is there), and one tiny trained run."
 import os, shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
