@@ -323,6 +323,7 @@ def play_events(instrument: str,  # one of INSTRUMENTS
                 who: Performer,
                 rng: np.random.Generator,
                 cfg: SoundConfig = SoundConfig(),
+                play=render_notes,  # who plays the notes: a function with its arguments
                ) -> np.ndarray:  # mono float32, every note at its loudness
     "The dry sound of a phrase: play, tilt, blare, attack, breath, then set each note to its level."
     relatives, zone, seconds = len(PRESETS[instrument]), int(rng.integers(-cfg.zone, cfg.zone + 1)), events[-1].stop
@@ -331,7 +332,7 @@ def play_events(instrument: str,  # one of INSTRUMENTS
     cents = who.detune + rng.normal(0, cfg.detune) - 100 * zone  # the neighbour's recorded note, bent back into place
     bend = bend_curve(events, cents, 12 + 33 * who.vibrato, rng.uniform(4.8, 6.5), drift)
     notes = [(e.pitch + zone, e.onset, e.release) for e in events if e.pitch is not None]
-    x = render_notes(instrument, notes, seconds, preset, bend, cfg.soundfont)
+    x = play(instrument, notes, seconds, preset, bend, cfg.soundfont)
     x = through(x, lambda f: colour_gain(f, rng, cfg.brightness * who.brightness, cfg.colour))
     middle = np.median([key for key, *_ in notes] or [60])
     low = one_pole(x, float(np.clip(2.5 * 440 * 2 ** ((middle - 69) / 12), 500, 2500)))
@@ -358,12 +359,13 @@ def render_recording(instrument: str,  # one of INSTRUMENTS
                      performer: int,  # number of the performer
                      seed: int,  # names the recording: same seed, same bytes
                      cfg: SoundConfig = SoundConfig(),
+                     play=render_notes,  # who plays the notes: a function with its arguments
                     ) -> tuple:  # (mono float32 of the whole recording, list of `Factors`, one for each window)
     "One performer plays one phrase in one room; window i is the half second from sample i * hop_ms * 44.1 on."
     rng, who = stable_rng("recording", instrument, performer, seed), make_performer(instrument, performer)
     seconds, room_noise = (cfg.windows - 1) * cfg.hop_ms / 1000 + 0.5, float(rng.random())
     events = write_phrase(instrument, seconds, rng, cfg.rest, who.vibrato, cfg.reach)
-    x = play_events(instrument, events, who, rng, cfg)
+    x = play_events(instrument, events, who, rng, cfg, play)
     x = through(x, response=room_response(rng, rng.uniform(*cfg.room), rng.uniform(*cfg.wet))) * rest_gate(events, len(x))
     floor = 10 ** ((cfg.noise[0] + room_noise * (cfg.noise[1] - cfg.noise[0])) / 20)
     x = (x + floor * coloured_noise(x.shape, rng, rng.uniform(0.3, 1.))) * 10 ** (rng.uniform(*cfg.level) / 20)
