@@ -159,8 +159,9 @@ def warmed_up(decay: float):  # an averaging function for `AveragedModel`
 def make_players(cfg: TrainConfig, classifier: nn.Module, accelerator: Accelerator) -> Players:
     "Networks and optimisers with their first weights."
     seed_everything(cfg.seed)
-    model = CARGAN(cfg.model, classifier).to(accelerator.device, memory_format=torch.channels_last)
-    D = make_discriminator(cfg.model).to(accelerator.device, memory_format=torch.channels_last)
+    layout = torch.channels_last if accelerator.device.type == "cuda" else torch.preserve_format  # of weights: a CPU keeps its own copy
+    model = CARGAN(cfg.model, classifier).to(accelerator.device, memory_format=layout)
+    D = make_discriminator(cfg.model).to(accelerator.device, memory_format=layout)
     ema = nn.ModuleDict({k: v for k, v in dict(G1=model.G1, G2=model.G2).items() if v is not None})
     ema = AveragedModel(ema, multi_avg_fn=warmed_up(cfg.ema), use_buffers=True) if cfg.ema else None
     if cfg.compile:  # after the average was copied from them
