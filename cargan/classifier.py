@@ -486,9 +486,9 @@ def audio_labels(bundle,  # a pair bundle
     return label
 
 # %% ../nbs/07_classifier.ipynb #d02560dd
-def training_sounds(bundle, train_idx, label, cfg: AudioClassifierConfig):  # -> (positions -> (B x 128 x 44 dB, labels), how many)
+def training_sounds(bundle, train_idx, label, cfg: AudioClassifierConfig, progress=False):  # -> (positions -> (B x 128 x 44 dB, labels), how many)
     "Bundle windows, then those of other makers, and in each batch some noises; all of them varied by `augment_lms`."
-    more, more_label = other_sounds(cfg.other_windows, cfg.seed, cfg.makers)
+    more, more_label = other_sounds(cfg.other_windows, cfg.seed, cfg.makers, progress=progress)
     noises, n, n_noise = log_mel(noise_waves(240, seed=cfg.seed)), len(train_idx), round(cfg.nothing * cfg.batch_size)
     def batches(i):
         i, k = i[:max(1, len(i) - n_noise)], torch.randint(len(noises), (n_noise,))
@@ -516,7 +516,7 @@ def train_audio_classifier(cfg: AudioClassifierConfig,
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
         model = AudioClassifier(cfg).to(device)
-        batches, n = training_sounds(bundle, np.asarray(train_idx, int), label, cfg)
+        batches, n = training_sounds(bundle, np.asarray(train_idx, int), label, cfg, progress)
         history = fit(model, batches, n, loss_fn, accuracy, device, progress)
     report = accuracy_report(counts(), [*map(str, getattr(bundle, "instruments", INSTRUMENTS)), "nothing"])
     return freeze(model), dict(report, **accuracy(), history=history, n_train=n, seconds=time.perf_counter() - start)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.fft import irfft
+from tqdm.auto import tqdm
 
 from .core import INSTRUMENTS, CarganError, existing_file
 from .lms import log_mel
@@ -116,11 +117,13 @@ def other_sounds(n: int,  # windows
                  makers: tuple = ("soundfont", "formants"),  # in turn
                  windows: int = 3,  # half seconds of one phrase
                  workers: int = 0,  # threads; 0: one per core. The sounds do not depend on it
+                 progress: bool = False,  # show a bar
                 ) -> tuple:  # (n x 128 x 44 half-precision dB, n labels; 13 where nobody plays)
     "Recordings of all instruments in turn, as log-mel windows."
     jobs = [divmod(k, len(INSTRUMENTS)) for k in range(-(-n // windows))]
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        done = list(pool.map(lambda job: other_recording(INSTRUMENTS[job[1]], job[0], makers[job[0] % len(makers)], seed, windows), jobs))
+        done = pool.map(lambda job: other_recording(INSTRUMENTS[job[1]], job[0], makers[job[0] % len(makers)], seed, windows), jobs)
+        done = list(tqdm(done, total=len(jobs), desc="other instruments", unit="phrase", disable=not progress or not jobs))
     lms = torch.cat([lms.half() for lms, _ in done] or [torch.empty(0, 128, 44).half()])
     label = [len(INSTRUMENTS) if r else who for (_, who), (_, rest) in zip(jobs, done) for r in rest]
     return lms[:n], torch.tensor(label[:n], dtype=torch.long)
