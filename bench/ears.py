@@ -3,7 +3,7 @@
     python bench/ears.py DATA FOLDER OUT [--seeds 0 1 2] [--windows 4000] [--epochs 12]
 
 DATA is a bundle (`data/synthurmp.npz` of `make quickstart`), FOLDER holds recordings and `index.csv` as for `bench/real_notes.py`. For each
-seed, four ears learn from the same windows of DATA and from as many windows of none, one or both of the other kinds of instrument; each is scored
+seed, five ears learn from the same windows of DATA, and four of them from more that are rendered on the same or on other instruments; each is scored
 on held-out windows of DATA and on the recordings. Trained ears are kept in OUT, so an interrupted comparison goes on."""
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ from cargan.classifier import AudioClassifierConfig, load_audio_classifier, save
 from cargan.core import CarganError, atomic_path, writable_folder
 from cargan.data import open_bundle, split_recordings
 
-MAKERS = {"data alone": (), "+ formants": ("formants",), "+ second SoundFont": ("soundfont",), "+ both": ("soundfont", "formants")}
+MAKERS = {"data alone": (), "+ more of the same": ("TimGM6mb",), "+ formants": ("formants",), "+ Merlin": ("Merlin",), "+ all three": ("TimGM6mb", "Merlin", "formants")}
 
 
 def main(data: tyro.conf.Positional[Path], folder: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path],
@@ -26,7 +26,7 @@ def main(data: tyro.conf.Positional[Path], folder: tyro.conf.Positional[Path], o
     train_idx, valid_idx = split_recordings(bundle, seed=0)
     for seed in seeds:
         for name, makers in MAKERS.items():
-            cfg = AudioClassifierConfig(epochs=epochs, seed=seed, other_windows=windows if makers else 0, makers=makers or ("formants",))
+            cfg = AudioClassifierConfig(epochs=epochs, seed=seed, other_windows=windows if makers else 0, **(dict(makers=makers) if makers else {}))
             path = out/f"ear_{'_'.join(makers) or 'none'}_{windows}_{epochs}_{seed}.safetensors"
             if not path.exists(): save_classifier(path, *train_audio_classifier(cfg, bundle, train_idx, valid_idx))
             ear = load_audio_classifier(path)

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from .core import INSTRUMENTS, CarganError, existing_file, from_uint8, load_state, load_weights, save_weights
 from .lms import log_mel
-from .makers import other_sounds
+from .makers import MAKERS, other_sounds
 
 # %% ../nbs/07_classifier.ipynb #0ade7c2c
 @dataclass(frozen=True)
@@ -318,7 +318,7 @@ class AudioClassifierConfig:
     smoothing: float = 0.1       # label smoothing: no window is certain
     nothing: float = 0.15        # noises and silences, as a share of a batch
     other_windows: int = 0       # windows on other makers' instruments to learn from as well
-    makers: tuple[str, ...] = ("soundfont", "formants")  # whose, in turn
+    makers: tuple[str, ...] = MAKERS  # whose, in turn
     silence_db: float = -40.     # a window whose loudest cell is below this counts as 'nothing', dB
     shift: float = 1.            # augmentation: pitch, standard deviation in mel bands
     slide: float = 0.1           # augmentation: time, standard deviation as a share of the window
