@@ -5,9 +5,9 @@
 
 FOLDER holds the authors' sample: spectram/<split>/<instrument>/<stem>.png beside img_256/<split>/<instrument>/<stem>.jpg; the list file is
 written into OUT. Both print a table and the path of a sheet to look at; started again, they go on."""
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-
 
 import numpy as np
 import torch
@@ -60,7 +60,8 @@ def overfit(c: Overfit):
     write_list(c.folder, out/"train.txt")
     data = prepare(PrepareConfig(source=out/"train.txt", out=out/"pairs.npz", size=c.size))
     cfg = PRESETS["lab"]
-    run = train(replace(cfg, data=data, out=out/"run", model=replace(cfg.model, size=c.size), batch_size=13, epochs=10**6, max_steps=c.steps))
+    run = train(replace(cfg, data=data, out=out/"run", model=replace(cfg.model, size=c.size), batch_size=13, epochs=10**6, max_steps=c.steps,
+                        classifier=replace(cfg.classifier, epochs=100), audio=replace(cfg.audio, epochs=1, other_windows=0)))  # 26 pictures: one batch an epoch
     bundle, (model, _) = open_bundle(data), load_run(run)
     batch = PairDataset(bundle, c.size).__getitems__(range(len(bundle)))
     with torch.no_grad(): drawn = model(batch["mel"], batch["label"])
@@ -74,4 +75,6 @@ def overfit(c: Overfit):
 if __name__ == "__main__":
     job = tyro.cli(Bundle | Overfit, description=__doc__)
     try: (score if isinstance(job, Bundle) else overfit)(job)
-    except CarganError as e: raise SystemExit(f"real_pairs: {e}")
+    except CarganError as e:
+        print(f"real_pairs: {e}", file=sys.stderr)
+        sys.exit(2)
