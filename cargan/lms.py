@@ -296,14 +296,9 @@ def griffin_lim(lms_db,  # n_mels x frames, dB
                 steps: int = 60,  # rounds of guessing the phase
                ) -> np.ndarray:  # samples, float32
     "A sound whose log-mel spectrogram is close to `lms_db`; the same one each time."
+    import librosa  # slow to import, so only where it is needed
     lms_db = as_float(lms_db).detach().cpu().float()
-    window, n = mel_bank(cfg)[0], cfg.samples if lms_db.shape[-1] == cfg.frames else (lms_db.shape[-1] - 1) * cfg.hop
-    S = mel_to_power(lms_db, cfg).sqrt()
-    X = torch.polar(S, 2 * math.pi * torch.rand(S.shape, generator=torch.Generator().manual_seed(0)))
-    before = torch.zeros_like(X)
-    for _ in range(steps):
-        wave = torch.istft(X, cfg.n_fft, cfg.hop, window=window, length=n)
-        now = torch.stft(wave, cfg.n_fft, cfg.hop, window=window, return_complex=True)
-        X, before = now + 0.99 * (now - before), now  # momentum: the fast Griffin-Lim of Perraudin et al., 2013
-        X = S * X / X.abs().clamp(min=1e-12)
-    return torch.istft(X, cfg.n_fft, cfg.hop, window=window, length=n).numpy()
+    n = cfg.samples if lms_db.shape[-1] == cfg.frames else (lms_db.shape[-1] - 1) * cfg.hop
+    magnitude = mel_to_power(lms_db, cfg).sqrt().numpy()
+    wave = librosa.griffinlim(magnitude, n_iter=steps, hop_length=cfg.hop, n_fft=cfg.n_fft, length=n, pad_mode="reflect", random_state=0)
+    return wave.astype(np.float32)
