@@ -47,8 +47,8 @@ class ClassifierConfig:
     def __post_init__(self):
         if self.arch not in ("small", "compact", "resnet50"):
             raise CarganError(f"classifier arch '{self.arch}' is unknown; choose small, compact or resnet50")
-        if min(self.n_classes, self.epochs, self.batch_size) < 1 or self.size < 32 or self.lr <= 0:
-            raise CarganError("classifier: n_classes, epochs, batch_size and lr must be positive and size at least 32")
+        if min(self.n_classes, self.epochs, self.batch_size) < 1 or self.size < 32 or not 0 < self.lr < 1:
+            raise CarganError("classifier: n_classes, epochs and batch_size must be positive, lr between 0 and 1, and size at least 32")
 
 # %% ../nbs/07_classifier.ipynb #7b52009b
 def small_net(n_classes: int,  # outputs
@@ -287,15 +287,15 @@ def save_classifier(path: str | Path,  # `.safetensors` file
 
 def _load(path, model_class, config_class):
     tensors, meta = load_weights(path)
-    kind = meta.get("kind", "something else")
+    kind, report = meta.get("kind", "something else"), meta.get("report", {})
     if kind != model_class.__name__:
         raise CarganError(f"weights file {path} holds {kind}, not {model_class.__name__}; give the right file")
     try:
         model = model_class(config_class(**meta["config"]))
         model.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError) as e:
+    except (KeyError, TypeError, RuntimeError, AttributeError) as e:
         raise CarganError(f"weights file {path} does not fit this version's {model_class.__name__} ({type(e).__name__}); train it again") from None
-    model.report = meta.get("report", {})
+    model.report = report if isinstance(report, dict) else {}
     return freeze(model)
 
 def load_classifier(path: str | Path) -> ImageClassifier:  # frozen, in eval mode; `.report` holds its report
@@ -331,8 +331,10 @@ class AudioClassifierConfig:
     seed: int = 0                # initial weights, order, augmentation
 
     def __post_init__(self):
-        if min(self.n_classes, self.n_mels, self.width, self.epochs, self.batch_size) < 1 or self.lr <= 0:
-            raise CarganError("audio classifier: n_classes, n_mels, width, epochs, batch_size and lr must be positive")
+        if min(self.n_classes, self.n_mels, self.width, self.epochs, self.batch_size) < 1 or not 0 < self.lr < 1 or self.other_windows < 0:
+            raise CarganError("audio classifier: n_classes, n_mels, width, epochs and batch_size must be positive, lr between 0 and 1, other_windows 0 or more")
+        if not (0 <= self.drop < 1 and 0 <= self.smoothing < 1): raise CarganError("audio classifier: drop and smoothing must be at least 0 and below 1")
+        if not self.makers or set(self.makers) - set(MAKERS): raise CarganError(f"audio classifier: makers must be some of {', '.join(MAKERS)}")
         if not 0 <= self.nothing < 1: raise CarganError(f"audio classifier: nothing = {self.nothing} must be in [0, 1)")
 
 # %% ../nbs/07_classifier.ipynb #a9334987

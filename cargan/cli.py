@@ -192,7 +192,8 @@ def describe_weights(path: Path) -> dict:
     tensors, meta = load_weights(path)
     facts = {"weights": path, "parameters": f"{sum(t.numel() for t in tensors.values()):,} in {len(tensors)} tensors"}
     facts |= {k: textwrap.shorten(json.dumps(v), 160) for k, v in meta.items() if k != "report"}
-    return facts | ({"accuracy": meta["report"]["accuracy"]} if "accuracy" in meta.get("report", {}) else {})
+    report = meta.get("report")
+    return facts | ({"accuracy": report["accuracy"]} if isinstance(report, dict) and "accuracy" in report else {})
 
 def describe_sound(path: Path) -> dict:
     "Length and level of a sound file, as the network would get it."

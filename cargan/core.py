@@ -77,11 +77,13 @@ def write_json(path: str | Path,  # `.json` file
 
 def read_json(path: str | Path,  # `.json` file
               what: str = "file",  # what it is, for the message
-             ):  # the parsed object
-    "Read a JSON file; raises `CarganError` if it is missing or is not JSON."
+             ) -> dict:  # name -> value
+    "Read a JSON file of named values; raises `CarganError` if it is missing or holds anything else."
     path = existing_file(path, what)
-    try: return json.loads(path.read_text(encoding="utf-8"))
+    try: obj = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as e: raise CarganError(f"{what} {path} is not readable as JSON ({e}); write it again") from None
+    if not isinstance(obj, dict): raise CarganError(f"{what} {path} holds a {type(obj).__name__} instead of names and values; write it again")
+    return obj
 
 # %% ../nbs/00_core.ipynb #472b07b9
 def save_weights(path: str | Path,  # `.safetensors` file
@@ -90,7 +92,11 @@ def save_weights(path: str | Path,  # `.safetensors` file
                 ):
     "Write tensors and their metadata to one file, atomically."
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    with atomic_path(path) as tmp: save_file(tensors, tmp, metadata={"cargan": json.dumps(meta, default=str)})
+    with atomic_path(path) as tmp:
+        tmp.touch()
+        mode = tmp.stat().st_mode  # what other new files get; safetensors would make one that only its owner can read
+        save_file(tensors, tmp, metadata={"cargan": json.dumps(meta, default=str)})
+        tmp.chmod(mode)
 
 def load_weights(path: str | Path,  # `.safetensors` file
                 ) -> tuple:  # (name -> tensor on the CPU, metadata)
@@ -98,7 +104,9 @@ def load_weights(path: str | Path,  # `.safetensors` file
     path = existing_file(path, "weights file")
     try:
         with safe_open(path, framework="pt") as f:
-            return {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get("cargan", "{}"))
+            tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get("cargan", "{}"))
+            if not isinstance(meta, dict): raise ValueError("its notes are not ours")
+            return tensors, meta
     except (SafetensorError, ValueError, OSError) as e:
         raise CarganError(f"weights file {path} is damaged or is not a safetensors file ({e}); train or copy it again") from None
 

@@ -6,9 +6,10 @@
 __all__ = ['SPLITS', 'MAX_PIXELS', 'ROWS', 'PART', 'MAX_NPZ_GB', 'Pair', 'recording_of', 'find_layout', 'read_suburmp',
            'read_author_list', 'open_rgb', 'load_picture', 'load_sound', 'load_jet', 'Bundle', 'bad_rows',
            'check_bundle', 'open_bundle', 'save_bundle', 'PrepareConfig', 'read_source', 'read_sound', 'read_part',
-           'manifest', 'cached_part', 'prepare', 'report_problems', 'read_factors', 'join_parts', 'write_folder',
-           'made_from', 'split_recordings', 'fingerprint', 'PairDataset', 'EpochSampler', 'as_it_is', 'make_loader',
-           'open_data', 'VideoConfig', 'read_frames', 'read_film_sound', 'cut_film', 'cut_videos']
+           'manifest', 'cached_part', 'prepare', 'report_problems', 'read_factors', 'recipe_of', 'join_parts',
+           'write_folder', 'made_from', 'split_recordings', 'check_usual_recipe', 'fingerprint', 'PairDataset',
+           'EpochSampler', 'as_it_is', 'make_loader', 'open_data', 'VideoConfig', 'read_frames', 'read_film_sound',
+           'cut_film', 'cut_videos']
 
 # %% ../nbs/03_data.ipynb #77de68da
 import hashlib, json, os, re, shutil, tempfile, zipfile, zlib
@@ -59,11 +60,15 @@ def read_suburmp(root: str | Path,  # folder with `img` and `chunk`
     "The pairs of a data set in the released Sub-URMP layout, real or synthetic."
     layout = find_layout(root)
     if layout is None: raise CarganError(f"{root} has no img and chunk folders; give a data set in the released Sub-URMP layout")
+    folders = (f for kind in ("img", "chunk") for s in SPLITS for f in (layout/kind/s).glob("*") if f.is_dir() and not f.name.startswith("."))
+    problems = {str(f): "is not named after one of the 13 instruments" for f in folders if f.name not in INSTRUMENTS}
     def listing(kind, suffixes):
-        files = (p for s in SPLITS for i in INSTRUMENTS for p in (layout/kind/s/i).glob("*") if p.suffix.lower() in suffixes)
-        return {(SPLITS[p.parts[-3]], p.parts[-2], p.stem): p for p in files}
+        files, found = (p for s in SPLITS for i in INSTRUMENTS for p in sorted((layout/kind/s/i).glob("*")) if p.suffix.lower() in suffixes), {}
+        for p in files:
+            if (first := found.setdefault((SPLITS[p.parts[-3]], p.parts[-2], p.stem), p)) is not p: problems[str(p)] = f"has the name of {first.name}"
+        return found
     images, sounds = listing("img", {".jpg", ".jpeg", ".png"}), listing("chunk", {".wav", ".flac"})
-    problems = {str(images[k]): "has no sound in chunk" for k in images.keys() - sounds.keys()}
+    problems |= {str(images[k]): "has no sound in chunk" for k in images.keys() - sounds.keys()}
     problems |= {str(sounds[k]): "has no picture in img" for k in sounds.keys() - images.keys()}
     pairs = [Pair(k[2], k[1], sounds[k], images[k], k[0]) for k in sorted(images.keys() & sounds.keys())]
     if not pairs: raise CarganError(f"{layout} holds no pairs; expected img/train/<instrument>/<stem>.jpg beside chunk/train/<instrument>/<stem>.wav")
@@ -103,6 +108,7 @@ def open_rgb(path: str | Path,  # JPEG or PNG
         with Image.open(path, formats=("JPEG", "PNG")) as img:
             if img.width * img.height > MAX_PIXELS: raise CarganError(f"{what} {path} has {img.width}x{img.height} pixels; scale it down")
             if size and img.format == "JPEG": img.draft("RGB", (2 * size, 2 * size))
+            if img.mode.startswith("I"): img = Image.fromarray((np.asarray(img, np.uint32) >> 8).astype(np.uint8))  # 16 bits a pixel
             return img.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise CarganError(f"{what} {path} cannot be decoded ({type(e).__name__}); replace it or leave it out") from None
@@ -148,6 +154,7 @@ class Bundle:
     performer: np.ndarray | None = None  # N: who plays
     split: np.ndarray | None = None  # N, 'train' or 'validation'
     factors: dict = field(default_factory=dict)  # name -> N numbers: what the synthetic data know about themselves
+    recipe: str = ""  # JSON of the `LMSConfig` that made lms_db, where it is known
 
     def __post_init__(self):
         if self.recording is None: object.__setattr__(self, "recording", np.array([recording_of(str(p)) for p in np.atleast_1d(self.pair_id)]))
@@ -158,7 +165,7 @@ class Bundle:
         "Some of the pairs, in memory."
         cut = lambda v: v if v is None else np.asarray(v[idx])
         rows = {n: cut(getattr(self, n)) for n in ROWS}
-        return Bundle(**rows, instruments=self.instruments, factors={k: cut(v) for k, v in self.factors.items()})
+        return Bundle(**rows, instruments=self.instruments, factors={k: cut(v) for k, v in self.factors.items()}, recipe=self.recipe)
 
     def subset(self, split: str) -> "Bundle":  # 'train' or 'validation'
         "The pairs of one side of the split that came with the data."
@@ -193,6 +200,9 @@ def check_bundle(b: Bundle, where: str | Path) -> Bundle:  # the same bundle
     need(tuple(map(str, b.instruments)) == INSTRUMENTS, "its instruments are not the 13 of Sub-URMP in alphabetical order")
     need(0 <= b.label.min() and b.label.max() < len(INSTRUMENTS), f"labels run from {b.label.min()} to {b.label.max()} instead of 0 to 12")
     need(b.split is None or np.isin(b.split, ["train", "validation"]).all(), "split holds other words than train and validation")
+    rest = b.factors.get("rest")
+    need(rest is None or rest.dtype.kind in "biuf" and np.isin(rest, (0, 1)).all(), "rest holds other values than 0 and 1")
+    need(rest is None or not np.all(rest), "nobody plays in any of its pairs")
     bad = next(bad_rows(b.lms_db), None)
     need(bad is None, f"lms_db of pair {None if bad is None else b.pair_id[bad]} is not finite")
     return b
@@ -212,6 +222,7 @@ def open_bundle(path: str | Path,  # `.npz`, or a folder of `.npy`
     if missing := [k for k in ("image", "lms_db", "label", "pair_id", "instruments") if k not in arrays]:
         raise CarganError(f"bundle {path} has no {', '.join(missing)}; make it with cargan prepare")
     known = {k: arrays.pop(k) for k in [*ROWS, "instruments"] if k in arrays}
+    known["recipe"] = str(arrays.pop("recipe", [""])[0])
     if "split" in known: known["split"] = np.where(known["split"] == "test", "validation", known["split"])  # some copies say test
     return check_bundle(Bundle(**known, factors={k: v for k, v in arrays.items() if v.shape == known["label"].shape}), path)
 
@@ -220,7 +231,7 @@ def save_bundle(b: Bundle,
                 path: str | Path,  # ends in .npz: one file; else a folder of .npy
                ):
     "Write a bundle atomically."
-    arrays = {n: getattr(b, n) for n in [*ROWS, "instruments"] if getattr(b, n) is not None} | b.factors
+    arrays = {n: getattr(b, n) for n in [*ROWS, "instruments"] if getattr(b, n) is not None} | b.factors | dict(recipe=np.array([b.recipe]))
     with atomic_path(path) as tmp:
         if Path(path).suffix == ".npz": np.savez(tmp, **arrays)
         else:
@@ -288,6 +299,7 @@ def cached_part(folder: Path, number: int, pairs: list[Pair], cfg: PrepareConfig
 def prepare(cfg: PrepareConfig) -> Path:  # the bundle
     "Make a bundle from a data set; in parallel, atomically, going on where an earlier call was interrupted."
     if cfg.size < 8: raise CarganError(f"size={cfg.size} is not possible; give at least 8 pixels, such as 64, 128 or 256")
+    if cfg.workers < 0: raise CarganError(f"workers={cfg.workers} is not possible; give 0 or a number of threads")
     pairs, problems = read_source(cfg.source)
     name, out = manifest(pairs, cfg), Path(cfg.out)
     gigabytes = len(pairs) * (3 * cfg.size**2 + 2 * cfg.lms.n_mels * cfg.lms.frames) / 1e9
@@ -302,7 +314,8 @@ def prepare(cfg: PrepareConfig) -> Path:  # the bundle
         for job, found in zip(jobs, pool.map(lambda a: cached_part(folder, *a, cfg), enumerate(jobs))):
             problems |= found; bar.update(len(job))
     report_problems(problems, len(pairs), cfg, folder)
-    join_parts([folder/f"part_{i:05d}.npz" for i in range(len(jobs))], folder/out.name, cfg, name)
+    try: join_parts([folder/f"part_{i:05d}.npz" for i in range(len(jobs))], folder/out.name, cfg, name)
+    except CarganError: shutil.rmtree(folder); raise
     os.replace(folder/out.name, out)
     shutil.rmtree(folder)
     return out
@@ -331,17 +344,23 @@ def read_factors(source: Path, pair_id: np.ndarray) -> dict:  # name -> one valu
     except (ValueError, KeyError) as e: raise CarganError(f"{path} is not a table with one row per pair_id ({e}); make the data again") from None
     if not table.index.is_unique: raise CarganError(f"{path} has several rows for one pair_id; make the data again")
     if missing := sorted(set(pair_id) - set(table.index)): raise CarganError(f"{path} has no row for {missing[0]} and {len(missing) - 1} others; make the data again")
-    table = table.loc[pair_id].drop(columns=["split", "instrument"], errors="ignore")
+    known = ["image", "lms_db", "label", "instruments", "source", "recipe"]
+    table = table.loc[pair_id].drop(columns=["split", "instrument", *known], errors="ignore")  # what the bundle has of its own
     return {k: v.to_numpy(dtype=str if v.dtype.kind not in "iufb" else None) for k, v in table.items()}
 
 # %% ../nbs/03_data.ipynb #2e01e174
+def recipe_of(cfg: LMSConfig) -> str:
+    "A log-mel recipe as a bundle stores it."
+    return json.dumps(asdict(cfg), sort_keys=True)
+
 def join_parts(parts: list[Path], out: Path, cfg: PrepareConfig, name: str):
     "The parts as one bundle, written atomically."
     opened = [z for z in map(np.load, parts) if "label" in z.files]
     if not opened: raise CarganError(f"no pair of {cfg.source} can be used; see {cfg.out}.problems.txt")
     pair_id = np.concatenate([z["pair_id"] for z in opened])
     small = dict(pair_id=pair_id, split=np.concatenate([z["split"] for z in opened]), instruments=np.array(INSTRUMENTS),
-                 recording=np.array([recording_of(p) for p in pair_id]), source=np.array([name])) | read_factors(cfg.source, pair_id)
+                 recording=np.array([recording_of(p) for p in pair_id]), source=np.array([name]),
+                 recipe=np.array([recipe_of(cfg.lms)])) | read_factors(cfg.source, pair_id)
     if not np.isin(small["split"], ["train", "validation"]).all(): del small["split"]
     with atomic_path(out) as tmp:
         if tmp.suffix == ".npz":
@@ -386,6 +405,13 @@ def split_recordings(bundle: Bundle,
     return np.flatnonzero(~out), np.flatnonzero(out)
 
 # %% ../nbs/03_data.ipynb #da7a0002
+def check_usual_recipe(b: Bundle, where: str | Path) -> Bundle:  # the same bundle
+    "Raises `CarganError` unless its sounds are log-mel spectrograms by the default recipe, which training and generating use."
+    usual = LMSConfig()
+    if b.lms_db.shape[1:] != (usual.n_mels, usual.frames) or b.recipe not in ("", recipe_of(usual)):
+        raise CarganError(f"{where} was made with another log-mel recipe than the one networks are trained on; prepare it without --lms options")
+    return b
+
 def fingerprint(bundle: Bundle) -> str:  # such as "4680-1f0c2b9a"
     "A short name for the pairs of a bundle and the split they came with."
     parts = (bundle.pair_id, bundle.label, [] if bundle.split is None else bundle.split)

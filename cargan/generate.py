@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['label_number', 'Picture', 'no_instrument_card', 'to_mono', 'draw', 'SoundToImage', 'look', 'summarize', 'film_frame',
            'write_film', 'write_gif', 'distinct_stems', 'GenerateConfig', 'generate_one', 'generate', 'generate_files',
-           'move']
+           'check_place', 'move']
 
 # %% ../nbs/11_generate.ipynb #77de68da
-import shutil
+import re, shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -258,14 +258,23 @@ def generate_files(see: SoundToImage,
     tmp = Path(tempfile.mkdtemp(prefix=".generate.", dir=out))
     try:
         entries = [generate_one(see, Path(audio), stem, tmp, cfg) for audio, stem in zip(cfg.audio, distinct_stems(cfg.audio))]
-        for path in sorted(tmp.iterdir()): move(path, out/path.name)
-        write_json(out/"generate.json", entries)
+        write_json(tmp/"generate.json", entries)
+        ready = sorted(tmp.iterdir(), key=lambda path: path.name == "generate.json")  # it comes last: once it is there, all is
+        for path in ready: check_place(path, out/path.name)
+        for path in ready: move(path, out/path.name)
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
         if new and not any(out.iterdir()): out.rmdir()
     return entries
 
+def check_place(path: Path, to: Path):
+    "Raises `CarganError` if putting `path` at `to` would cost somebody a folder or files that are not frames of ours."
+    if not to.exists(): return
+    if path.is_dir() != to.is_dir(): raise CarganError(f"{to} is in the way; move it, or give another --out")
+    if to.is_dir() and (foreign := [p for p in to.iterdir() if not re.fullmatch(r"\d{7}ms\.png", p.name)]):
+        raise CarganError(f"{foreign[0]} is no frame of ours and would be lost; move it, or give another --out")
+
 def move(path: Path, to: Path):
-    "Put a finished file or folder in its place."
+    "Put a finished file, or a folder of frames, in its place."
     if to.is_dir(): shutil.rmtree(to)
     path.replace(to)

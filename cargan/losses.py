@@ -73,7 +73,7 @@ def generator_losses(D,  # discriminator: (condition, image) -> logits
         terms[f"gan_{name}"] = g_loss_fake(D(seen, image).float())  # eq. 3, 4
         terms[f"l1_{name}"] = F.l1_loss(image.float(), batch["image"].float())
     total = lambda kind: sum(v for k, v in terms.items() if k.startswith(kind))
-    weighted = cfg.lambda_cls * total("cls") / len(stages) + cfg.lambda_gan * total("gan") + cfg.lambda_l1 * total("l1")
+    weighted = cfg.lambda_cls * 0.5 * total("cls") + cfg.lambda_gan * total("gan") + cfg.lambda_l1 * total("l1")
     return {**terms, "G": weighted}
 
 def discriminator_losses(D,  # discriminator: (condition, image) -> logits
