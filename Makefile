@@ -1,6 +1,7 @@
 # make quickstart   the whole pipeline: sounds and pictures, training, evaluation, a film of a melody (about ten minutes on two cores)
 # make test         every notebook and every test (about ten minutes on two cores)
 # make lab          JupyterLab on the notebooks
+# make bench        how close a training step comes to what this machine can do: writes bench/results.json (a few minutes)
 # make notebooks    run every notebook again, in place, and write the package and README from them
 # Each creates .venv and installs into it when needed. PYTHON=python3.12 chooses another Python (3.10 or newer).
 
@@ -13,11 +14,11 @@ DEV_IMPORTS := accelerate,av,cargan,hypothesis,jupyterlab,librosa,matplotlib,mid
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lab notebooks
+.PHONY: help quickstart test lab bench notebooks
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# //p' Makefile | head -5
+	@sed -n 's/^# //p' Makefile | head -6
 
 # The stamp is written last: an installation that was cut short is taken up again, and rebuilt if it cannot be imported.
 $(STAMP): setup.py settings.ini
@@ -50,6 +51,9 @@ test: $(STAMP)
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs
+
+bench: $(STAMP)
+	$(BIN)/python bench/step.py
 
 notebooks: $(STAMP)
 	$(BIN)/python tools/notebooks.py

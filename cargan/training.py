@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FREE', 'PRESETS', 'TrainConfig', 'released', 'plain', 'config_from_dict', 'fits', 'check_config', 'Players',
-           'update_G', 'update_D', 'make_accelerator', 'warmed_up', 'make_players', 'checkpoint_folders',
+           'update_G', 'update_D', 'make_accelerator', 'warmed_up', 'layout', 'make_players', 'checkpoint_folders',
            'save_checkpoint', 'part', 'load_checkpoint', 'Meter', 'read_log', 'rewind_log', 'sample_grid',
            'one_per_instrument', 'flatten', 'open_run', 'note_data', 'make_classifiers', 'batches', 'to_device',
            'train', 'fit', 'log', 'save_samples', 'averaged', 'load_run']
@@ -180,12 +180,15 @@ def warmed_up(decay: float):  # an averaging function for `AveragedModel`
     "Exponential moving average whose decay grows as (1 + n) / (10 + n) up to `decay`: early on, the first weights are soon forgotten."
     return lambda averages, values, n: get_ema_multi_avg_fn(min(decay, float((1 + n) / (10 + n))))(averages, values, n)
 
+def layout(device: torch.device) -> torch.memory_format:
+    "Order of weights and pictures in memory: channels last for a GPU's tensor cores; a CPU's backward passes are slower in it (measured)."
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
 def make_players(cfg: TrainConfig, classifier: nn.Module, accelerator: Accelerator) -> Players:
     "Networks and optimisers with their first weights."
     seed_everything(cfg.seed)
-    layout = torch.channels_last if accelerator.device.type == "cuda" else torch.preserve_format  # of weights: a CPU keeps its own copy
-    model = CARGAN(cfg.model, classifier).to(accelerator.device, memory_format=layout)
-    D = make_discriminator(cfg.model).to(accelerator.device, memory_format=layout)
+    model = CARGAN(cfg.model, classifier).to(accelerator.device, memory_format=layout(accelerator.device))
+    D = make_discriminator(cfg.model).to(accelerator.device, memory_format=layout(accelerator.device))
     ema = nn.ModuleDict({k: v for k, v in dict(G1=model.G1, G2=model.G2).items() if v is not None})
     ema = AveragedModel(ema, multi_avg_fn=warmed_up(cfg.ema), use_buffers=True) if cfg.ema else None
     if cfg.compile:  # after the average was copied from them
@@ -337,8 +340,8 @@ def batches(dataset: PairDataset, idx: np.ndarray, cfg: TrainConfig, accelerator
         step = (epoch + 1) * steps_per_epoch
 
 def to_device(batch: dict, device) -> dict:
-    "Tensors of a batch on the device, pictures as channels_last."
-    move = lambda v: v.to(device, non_blocking=True, **({"memory_format": torch.channels_last} if v.ndim == 4 else {}))
+    "Tensors of a batch on the device, pictures in its layout."
+    move = lambda v: v.to(device, non_blocking=True, **({"memory_format": layout(device)} if v.ndim == 4 else {}))
     return {k: move(v) for k, v in batch.items()}
 
 # %% ../nbs/10_training.ipynb #fb644351

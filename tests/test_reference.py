@@ -1,0 +1,51 @@
+"The step that trains agrees with a plain reading of the paper: same weights, same pairs, same losses, same gradients."
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cargan.classifier import ClassifierConfig, ImageClassifier
+from cargan.core import seed_everything
+from cargan.losses import discriminator_losses, generator_losses
+from cargan.residue import CARGANConfig
+from cargan.training import PRESETS, make_accelerator, make_players
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT/"bench"))
+from reference import Reference
+
+
+def largest_difference(ours, theirs) -> float:
+    "Of all gradients, relative to the largest entry of each network's."
+    pairs = [(a.grad, dict(theirs.named_parameters())[n].grad) for n, a in ours.named_parameters()]
+    top = max(b.abs().max() for _, b in pairs)
+    return max(((a - b).abs().max() / top).item() for a, b in pairs)
+
+
+@pytest.mark.parametrize("attention", ["sagan", "released"])
+def test_losses_and_gradients_agree(attention):
+    """Base 32, so that the bottom of the U is computed as a matrix product; γ is set to 0.5, so that attention counts. In double precision:
+    batch norm over a handful of positions magnifies the rounding of float32 in the gradients of G1 (to 2e-3 of the largest), not errors alone."""
+    cfg = replace(PRESETS["lab"], model=CARGANConfig(size=32, base=32, d_base=8, attention=attention), device="cpu")
+    seed_everything(0)
+    C = ImageClassifier(ClassifierConfig(arch="small"))
+    p, ref = make_players(cfg, C, make_accelerator(cfg)), Reference(cfg.model, C)
+    for net in (p.model, C, p.D, ref.G1, ref.G2, ref.D): net.double()
+    nets = dict(G1=(p.model.G1, ref.G1), G2=(p.model.G2, ref.G2), D=(p.D, ref.D))
+    for ours, theirs in nets.values():
+        for name, q in ours.named_parameters():
+            if name.endswith("gamma"): q.data.fill_(0.5)
+        theirs.load_state_dict(ours.state_dict())
+    batch = dict(mel=torch.rand(4, 1, 32, 32).double() * 2 - 1, image=torch.rand(4, 3, 32, 32).double() * 2 - 1, label=torch.tensor([0, 3, 3, 12]))
+    out = p.model(batch["mel"], batch["label"])
+    loss_G = generator_losses(p.D, C, out, batch, cfg.model)["G"]
+    expected_G, pictures = ref.losses_G(batch)
+    torch.testing.assert_close(loss_G.double(), expected_G, atol=0, rtol=1e-6)
+    for loss in (loss_G, expected_G): loss.backward()
+    assert largest_difference(*nets["G1"]) < 1e-5 and largest_difference(*nets["G2"]) < 1e-5
+    for net in nets["D"]: net.zero_grad()
+    loss_D, expected_D = discriminator_losses(p.D, out, batch, cfg.model)["D"], ref.losses_D(batch, pictures)
+    torch.testing.assert_close(loss_D.double(), expected_D, atol=0, rtol=1e-6)
+    for loss in (loss_D, expected_D): loss.backward()
+    assert largest_difference(*nets["D"]) < 1e-5
