@@ -214,7 +214,8 @@ def save_checkpoint(p: Players, step: int):
     folder = Path(p.cfg.out)/"checkpoints"/f"step_{step:08d}"
     if folder.exists(): return
     with atomic_path(folder) as tmp:
-        save_weights(tmp/"weights.safetensors", {f"{n}.{k}": v for n, net in nets.items() for k, v in net.state_dict().items()}, step=step, config=plain(p.cfg))
+        save_weights(tmp/"weights.safetensors", {f"{n}.{k}": v for n, net in nets.items() for k, v in net.state_dict().items()}, step=step)
+        write_json(tmp/"config.json", plain(p.cfg))
         with atomic_path(tmp/"state.pt") as f: torch.save(state, f)
     for old in checkpoint_folders(p.cfg.out)[:-p.cfg.keep]:
         shutil.rmtree(old.rename(old.with_name(f".{old.name}.tmp")), ignore_errors=True)
