@@ -32,7 +32,7 @@ from .listening import (ProbeConfig, attention_layers, draw_pictures, judged, li
 from .metrics import (EffNetExtractor, bootstrap, cached, distances, features, load_inception, macro_accuracy, memorised, nearest,
                             pixel_metrics, show_suspicious)
 from .residue import CARGAN
-from .training import TrainConfig, load_run, one_per_instrument, read_log
+from .training import TrainConfig, checkpoint_folders, load_run, one_per_instrument
 
 # %% ../nbs/15_evaluation.ipynb #c1dfd96e
 @dataclass(frozen=True)
@@ -96,12 +96,17 @@ class Case:
     rest: np.ndarray  # n: nobody plays
     recording: np.ndarray  # n names
     real: torch.Tensor  # n x 3 x S x S, uint8
+    extractors: dict = field(default_factory=dict)  # name of the Fréchet distance -> feature network
     judges: dict = field(default_factory=dict)  # name -> network
     true: dict = field(default_factory=dict)  # "coarse", "fine" -> n x 3 x S x S, uint8: drawn with the true label
     predicted: dict = field(default_factory=dict)  # the same, with the label heard
 
     def draw(self, audio, label, name: str) -> dict:  # coarse and fine
         return draw_pictures(self.model, self.dataset, audio, label, self.cfg.batch_size, name)
+
+    def likeness(self, img: torch.Tensor, rows: np.ndarray) -> dict:  # pictures of these rows -> mean l1, ssim, ms_ssim; accuracy, n
+        seen = judged(self.judges["independent"], img)
+        return pixel_metrics(img, self.real[rows]).mean().to_dict() | dict(accuracy=macro_accuracy(self.truth[rows], seen), n=len(rows))
 
     @property
     def playing(self) -> np.ndarray:  # rows of the test pairs in which somebody plays; all of them if nobody ever does
@@ -130,6 +135,8 @@ def open_case(cfg: EvaluateConfig) -> Case:
     heard = np.concatenate([predict_label(ear, np.asarray(bundle.lms_db[i], np.float32))[0].numpy() for i in np.array_split(idx, -(-len(idx) // 256))])
     rest = np.asarray(bundle.factors["rest"])[idx].astype(float).astype(bool) if "rest" in bundle.factors else np.zeros(len(idx), bool)
     case = Case(cfg, train_cfg, model, dataset, train_idx, idx, truth, heard, rest, np.asarray(bundle.recording)[idx], real_pictures(dataset, idx))
+    case.extractors["FD-EffNet"] = EffNetExtractor("efficientnet-lite0", ["1280", "logits"]).to(cfg.device)
+    if cfg.inception: net, name = load_inception(cfg.inception); case.extractors[name] = net.to(cfg.device)
     both, paper = np.sort(np.concatenate([train_idx, idx])), replace(train_cfg.classifier, seed=cfg.evaluator.seed + 1)
     case.judges = {"independent": get_judge(Path(cfg.run)/"evaluator.safetensors", cfg.evaluator, dataset, train_idx, idx, cfg.device),
                    "paper's": get_judge(Path(cfg.run)/"evaluator_paper.safetensors", paper, dataset, both, idx, cfg.device), "C": model.C}
@@ -213,10 +220,9 @@ def part_listening(case: Case) -> Part:
     pictures = {k: case.true["fine"][rows] if k == "matched" else case.predicted["fine"][rows] if k == "predicted label" else case.draw(a, l, k)["fine"]
                 for k, (a, l, *_) in conditions.items()}
     table = listening_table(pictures, conditions, case.judges["independent"], case.recording[rows])
-    sources = {"real pictures": case.real[rows], "stage II": case.true["fine"][rows]}
     shown = one_per_instrument(case.truth[rows], np.arange(len(rows)))
     text = (f"{verdict(table)} The partner always plays another instrument; a guess is right in 1 of 13 cases, and the ceiling is what the judge makes of real pictures "
-            f"({macro_accuracy(case.truth[rows], judged(case.judges['independent'], sources['real pictures'])):.2f}). 'change' is the mean absolute difference to the matched picture, on [-1, 1].")
+            f"({macro_accuracy(case.truth[rows], judged(case.judges['independent'], case.real[rows])):.2f}). 'change' is the mean absolute difference to the matched picture, on [-1, 1].")
     return Part("listening", "Does it listen?", text, as_numbers(table), {"share of pictures that follow the label, and the sound": table},
                 {"listening.png": show_listening(case.real[rows], pictures, conditions, shown)})
 
@@ -266,11 +272,8 @@ def distance_table(case: Case, extractor, name: str) -> tuple[pd.DataFrame, dict
 # %% ../nbs/15_evaluation.ipynb #cb4e5208
 def part_distances(case: Case) -> Part:
     "How far the drawn pictures are from the real ones, as a set; and whether they are copies."
-    table, sets = distance_table(case, EffNetExtractor("efficientnet-lite0", ["1280", "logits"]).to(case.cfg.device), "FD-EffNet")
-    tables = {"EfficientNet-Lite0 features": table}
-    if case.cfg.inception:
-        net, name = load_inception(case.cfg.inception)
-        tables["Inception features"] = distance_table(case, net.to(case.cfg.device), name)[0]
+    all_sets = {name: distance_table(case, net, name) for name, net in case.extractors.items()}
+    tables, sets = {f"features of {'EfficientNet-Lite0' if k == 'FD-EffNet' else 'Inception-v3'}": t for k, (t, _) in all_sets.items()}, all_sets["FD-EffNet"][1]
     near = {k: nearest(sets[k]["features"], sets["real training pictures (floor)"]["features"])[0] for k in ("stage II, true label", "real")}
     known = real_pictures(case.dataset, case.train_idx)
     (d, where), (d_real, _) = (nearest(x, known) for x in (case.true["fine"], case.real))
@@ -286,10 +289,8 @@ def part_distances(case: Case) -> Part:
 def part_stages(case: Case) -> Part:
     "What stage II adds, what the residue label does, what attention does."
     rows, m, judge = case.few(case.cfg.listen), case.playing, case.judges["independent"]
-    pixels = {f"{k}, true label": pixel_metrics(case.true[s][m], case.real[m]).mean().to_dict() | dict(accuracy=macro_accuracy(case.truth[m], judged(judge, case.true[s][m])), n=len(m))
-              for k, s in {"stage I": "coarse", "stage II": "fine"}.items()}
-    pixels["stage II, predicted label"] = pixel_metrics(case.predicted["fine"][m], case.real[m]).mean().to_dict() | dict(
-        accuracy=macro_accuracy(case.truth[m], judged(judge, case.predicted["fine"][m])), n=len(m))
+    pixels = {k: case.likeness(img[m], m) for k, img in {"stage I, true label": case.true["coarse"], "stage II, true label": case.true["fine"],
+                                                         "stage II, predicted label": case.predicted["fine"]}.items()}
     tables, numbers = {"against the truth": pd.DataFrame(pixels).T}, dict(stages=pixels)
     text = "SSIM and MS-SSIM are 1 for equal pictures."
     if case.model.G2 is not None:
@@ -300,12 +301,13 @@ def part_stages(case: Case) -> Part:
                  "in which the judge sees the pair's own, or the wrong residue's, instrument.")
     return Part("stages", "Stage I, stage II and the residue label", text, numbers, tables)
 
+# %% ../nbs/15_evaluation.ipynb #cb7a1d77
 def part_attention(case: Case) -> Part | None:  # None if there is no attention
     "Where it looks, and what changes when it is switched off."
     layers = attention_layers(case.model)
     if not layers: return None
     rows = case.few(case.cfg.listen)
-    gammas, judge = {k: float(m.gamma) for k, m in layers.items() if hasattr(m, "gamma")}, case.judges["independent"]
+    gammas = {k: float(m.gamma) for k, m in layers.items() if hasattr(m, "gamma")}
     shown = one_per_instrument(case.truth[rows], np.arange(len(rows)))[::3]
     batch = {k: v.to(case.cfg.device) for k, v in case.dataset.__getitems__(case.idx[rows[shown]]).items()}
     part = Part("attention", "Attention", "Maps: how much each place is looked at, on average, brighter is more; G1's over the sound (frequency upwards, time to the right) and over its picture, G2's over its picture.",
@@ -313,13 +315,12 @@ def part_attention(case: Case) -> Part | None:  # None if there is no attention
     if not gammas: return part
     with without_attention(case.model): off = case.draw(case.idx[rows], case.truth[rows], "γ = 0")["fine"]
     on = case.true["fine"][rows]
-    table = pd.DataFrame({k: pixel_metrics(img, case.real[rows]).mean().to_dict() | dict(accuracy=macro_accuracy(case.truth[rows], judged(judge, img)),
-                          change=float((img.float() - on.float()).abs().mean() / 127.5), n=len(rows)) for k, img in {"as trained": on, "γ = 0": off}.items()}).T
+    table = pd.DataFrame({k: case.likeness(img, rows) | dict(change=float((img.float() - on.float()).abs().mean() / 127.5)) for k, img in {"as trained": on, "γ = 0": off}.items()}).T
     part.text += " A map is not an effect; the table shows what changes when γ is set to 0 after training. γ: " + ", ".join(f"{k} {g:.3f}" for k, g in gammas.items()) + "."
     part.tables, part.numbers = {"attention switched off": table}, part.numbers | dict(switched_off=as_numbers(table))
     return part
 
-# %% ../nbs/15_evaluation.ipynb #cb7a1d77
+# %% ../nbs/15_evaluation.ipynb #ca3512f4
 def part_loudness(case: Case, bins: int = 3) -> Part:
     "Results by loudness; rests apart."
     bundle, rows = case.dataset.bundle, case.playing
@@ -335,7 +336,7 @@ def part_loudness(case: Case, bins: int = 3) -> Part:
     text = f"Windows in which somebody plays, in {len(groups)} equal parts by {unit}. In a rest the musician can be seen but not heard (the paper's failure cases, fig. 8)."
     return Part("loudness", "Soft and loud", text, as_numbers(pd.DataFrame(table).T), {unit: pd.DataFrame(table).T})
 
-# %% ../nbs/15_evaluation.ipynb #af3e1334
+# %% ../nbs/15_evaluation.ipynb #92cfceb3
 def part_paper(case: Case) -> Part:
     "Tables I and II, as they were measured there."
     some = np.sort(np.random.default_rng(case.cfg.seed).choice(case.train_idx, min(case.cfg.listen, len(case.train_idx)), replace=False))
@@ -347,7 +348,7 @@ def part_paper(case: Case) -> Part:
             "Not averaged over instruments, rests included, as in section IV-B.")
     return Part("paper", "The paper's protocol", text, as_numbers(table), {"accuracy, true label given": table})
 
-# %% ../nbs/15_evaluation.ipynb #0286dd55
+# %% ../nbs/15_evaluation.ipynb #fb644351
 PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title><style>
 :root { color-scheme: light; } * { box-sizing: border-box; }
@@ -370,6 +371,7 @@ th:first-child { text-align: left; } thead th { border-bottom: 2px solid #bbb; f
 {% endfor %}</main></body></html>
 """)
 
+# %% ../nbs/15_evaluation.ipynb #fe2ef495
 def as_html(table: pd.DataFrame) -> str:
     "A table of the report; cells are escaped."
     return table.to_html(border=0, na_rep="–", float_format=lambda v: f"{v:.0f}" if abs(v) >= 100 or v == int(v) and abs(v) > 1 else f"{v:.3f}")
@@ -382,7 +384,7 @@ def as_markdown(title: str, lead: str, parts: list) -> str:
         lines += [f"**{caption}**\n\n{table.to_markdown(floatfmt='.3f')}" for caption, table in p.tables.items()]
     return "\n\n".join(lines) + "\n"
 
-# %% ../nbs/15_evaluation.ipynb #fb644351
+# %% ../nbs/15_evaluation.ipynb #64e095fe
 def contact_sheet(model: CARGAN,  # in evaluation mode
                   dataset: PairDataset,
                   idx: list[int],  # positions of pairs
@@ -408,7 +410,7 @@ def part_conclusions(case: Case) -> Part:
                 "May not: that the architecture cannot listen because this run does not; that drawn data stand for real recordings; that a low R² means that there is nothing to see, when this probe "
                 "may not see it; or any comparison of distances with another n, another size or another feature network. One run is one run: spread needs several seeds.")
 
-# %% ../nbs/15_evaluation.ipynb #827bfc45
+# %% ../nbs/15_evaluation.ipynb #e1822db4
 PARTS = (part_pictures, part_accuracy, part_listening, part_probes, part_distances, part_stages, part_attention, part_loudness, part_paper, part_conclusions)
 
 def headline(case: Case) -> dict:  # the numbers at the top of metrics.json
@@ -427,12 +429,12 @@ def evaluate(cfg: EvaluateConfig) -> dict:  # what it wrote to metrics.json
             bar.set_postfix_str(make.__name__.removeprefix("part_"))
             if part := make(case): parts.append(part)
     alone = len(np.unique(case.recording)) == len(case.recording)
-    facts = dict(data=str(cfg.data), seed=case.train_cfg.seed, recordings_known=not alone, steps=int(read_log(cfg.run).step.iloc[-1]))
+    facts = dict(data=str(cfg.data), seed=case.train_cfg.seed, recordings_known=not alone, steps=int(checkpoint_folders(cfg.run)[-1].name.removeprefix("step_")))
     metrics |= facts | {p.key: p.numbers for p in parts if p.numbers} | dict(seconds=round(time.time() - began, 1))
     write_report(cfg, metrics, parts)
     return metrics
 
-# %% ../nbs/15_evaluation.ipynb #64e095fe
+# %% ../nbs/15_evaluation.ipynb #b7eb6c68
 def write_report(cfg: EvaluateConfig, metrics: dict, parts: list):
     "Pictures, per_instrument.csv, metrics.md, metrics.json and report.html, in the run."
     run, pictures = Path(cfg.run), {}
