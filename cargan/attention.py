@@ -22,9 +22,9 @@ def conv1x1(c_in: int,  # channels in
 
 def project(x: torch.Tensor,  # B x C x H x W
             *convs: nn.Conv2d,  # 1×1 convolutions of C channels
-           ) -> tuple:  # one B x H*W x d per convolution; d is the widest of them, rounded up to a multiple of 8
+           ) -> tuple:  # one B x H*W x d per convolution; d is the widest of them, rounded up to a multiple of 16
     "All `convs` in one matrix product over `x`, their outputs zero-padded to one head size `d`."
-    d = -(-max(c.out_channels for c in convs) // 8) * 8
+    d = -(-max(c.out_channels for c in convs) // 16) * 16
     w = torch.cat([F.pad(c.weight.flatten(1), (0, 0, 0, d - c.out_channels)) for c in convs])
     return F.linear(x.flatten(2).mT, w).chunk(len(convs), dim=-1)  # in channels_last nothing is copied
 

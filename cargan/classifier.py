@@ -7,7 +7,7 @@ __all__ = ['NETS', 'ClassifierConfig', 'small_net', 'compact_net', 'resnet50_net
            'augment_images', 'image_batches', 'confusion_matrix', 'accuracy_report', 'show_confusion', 'fit', 'freeze',
            'train_classifier', 'save_classifier', 'load_classifier', 'AudioClassifierConfig', 'band_features',
            'AudioClassifier', 'mel_hz', 'equaliser', 'move_lms', 'add_room', 'add_noise', 'hide', 'augment_lms',
-           'noise_waves', 'audio_labels', 'extra_sounds', 'training_sounds', 'train_audio_classifier', 'predict_label',
+           'noise_waves', 'audio_labels', 'training_sounds', 'train_audio_classifier', 'predict_label',
            'load_audio_classifier']
 
 # %% ../nbs/07_classifier.ipynb #77de68da
@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from .core import INSTRUMENTS, CarganError, existing_file, from_uint8, load_state, load_weights, save_weights
 from .lms import log_mel
-from .sound import SoundConfig, render_recording
+from .makers import MAKERS, other_sounds
 
 # %% ../nbs/07_classifier.ipynb #0ade7c2c
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def fit(model: nn.Module,  # gives logits; its `cfg` holds epochs, batch_size, l
     cfg, history = model.cfg, []
     bs = min(cfg.batch_size, n)
     steps = max(1, n // bs)
-    opt = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay)
+    opt = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, cfg.lr, total_steps=max(8, cfg.epochs * steps), pct_start=0.25)
     bar = tqdm(range(cfg.epochs), desc=type(model).__name__, unit="epoch", disable=not progress)
     for epoch in bar:
@@ -317,7 +317,8 @@ class AudioClassifierConfig:
     drop: float = 0.2            # dropout before the last layers
     smoothing: float = 0.1       # label smoothing: no window is certain
     nothing: float = 0.15        # noises and silences, as a share of a batch
-    extra_windows: int = 0       # windows of freshly rendered recordings to learn from as well (about 10 ms each)
+    other_windows: int = 0       # windows on other makers' instruments to learn from as well
+    makers: tuple[str, ...] = MAKERS  # whose, in turn
     silence_db: float = -40.     # a window whose loudest cell is below this counts as 'nothing', dB
     shift: float = 1.            # augmentation: pitch, standard deviation in mel bands
     slide: float = 0.1           # augmentation: time, standard deviation as a share of the window
@@ -485,21 +486,9 @@ def audio_labels(bundle,  # a pair bundle
     return label
 
 # %% ../nbs/07_classifier.ipynb #d02560dd
-def extra_sounds(n: int,  # windows
-                 seed: int = 0,
-                ) -> tuple:  # (n x 128 x 44 half-precision dB, n labels; 13 in rests)
-    "Newly rendered recordings of all instruments in turn, as log-mel windows."
-    lms, label, cfg = [torch.empty(0, 128, 44).half()], [], SoundConfig()
-    for k in range(-(-n // cfg.windows)):
-        who, take = k % len(INSTRUMENTS), k // len(INSTRUMENTS)
-        wave, factors = render_recording(INSTRUMENTS[who], take % 5, 10**6 + 10**4 * seed + take, cfg)  # seeds no data set uses
-        lms.append(log_mel(np.stack([wave[j * 22050:(j + 1) * 22050] for j in range(cfg.windows)])).half())
-        label += [len(INSTRUMENTS) if f.rest else who for f in factors]
-    return torch.cat(lms)[:n], torch.tensor(label[:n], dtype=torch.long)
-
-def training_sounds(bundle, train_idx, label, cfg: AudioClassifierConfig):  # -> (positions -> (B x 128 x 44 dB, labels), how many)
-    "Bundle windows, then rendered ones, and in each batch some noises; all of them varied by `augment_lms`."
-    more, more_label = extra_sounds(cfg.extra_windows, cfg.seed)
+def training_sounds(bundle, train_idx, label, cfg: AudioClassifierConfig, progress=False):  # -> (positions -> (B x 128 x 44 dB, labels), how many)
+    "Bundle windows, then those of other makers, and in each batch some noises; all of them varied by `augment_lms`."
+    more, more_label = other_sounds(cfg.other_windows, cfg.seed, cfg.makers, progress=progress)
     noises, n, n_noise = log_mel(noise_waves(240, seed=cfg.seed)), len(train_idx), round(cfg.nothing * cfg.batch_size)
     def batches(i):
         i, k = i[:max(1, len(i) - n_noise)], torch.randint(len(noises), (n_noise,))
@@ -527,7 +516,7 @@ def train_audio_classifier(cfg: AudioClassifierConfig,
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
         model = AudioClassifier(cfg).to(device)
-        batches, n = training_sounds(bundle, np.asarray(train_idx, int), label, cfg)
+        batches, n = training_sounds(bundle, np.asarray(train_idx, int), label, cfg, progress)
         history = fit(model, batches, n, loss_fn, accuracy, device, progress)
     report = accuracy_report(counts(), [*map(str, getattr(bundle, "instruments", INSTRUMENTS)), "nothing"])
     return freeze(model), dict(report, **accuracy(), history=history, n_train=n, seconds=time.perf_counter() - start)

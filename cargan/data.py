@@ -7,11 +7,11 @@ __all__ = ['SPLITS', 'MAX_PIXELS', 'ROWS', 'PART', 'MAX_NPZ_GB', 'Pair', 'record
            'read_author_list', 'open_rgb', 'load_picture', 'load_sound', 'load_jet', 'Bundle', 'bad_rows',
            'check_bundle', 'open_bundle', 'save_bundle', 'PrepareConfig', 'read_source', 'read_sound', 'read_part',
            'manifest', 'cached_part', 'prepare', 'report_problems', 'read_factors', 'join_parts', 'write_folder',
-           'made_from', 'split_recordings', 'PairDataset', 'EpochSampler', 'as_it_is', 'make_loader', 'open_data',
-           'VideoConfig', 'read_frames', 'read_film_sound', 'cut_film', 'cut_videos']
+           'made_from', 'split_recordings', 'fingerprint', 'PairDataset', 'EpochSampler', 'as_it_is', 'make_loader',
+           'open_data', 'VideoConfig', 'read_frames', 'read_film_sound', 'cut_film', 'cut_videos']
 
 # %% ../nbs/03_data.ipynb #77de68da
-import hashlib, json, os, re, shutil, tempfile, zipfile
+import hashlib, json, os, re, shutil, tempfile, zipfile, zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -384,6 +384,12 @@ def split_recordings(bundle: Bundle,
         held |= set(rng.permutation(names)[:n_held])
     out = np.isin(bundle.recording, list(held))
     return np.flatnonzero(~out), np.flatnonzero(out)
+
+# %% ../nbs/03_data.ipynb #da7a0002
+def fingerprint(bundle: Bundle) -> str:  # such as "4680-1f0c2b9a"
+    "A short name for the pairs of a bundle and the split they came with."
+    parts = (bundle.pair_id, bundle.label, [] if bundle.split is None else bundle.split)
+    return f"{len(bundle)}-{zlib.crc32('|'.join(str(v) for part in parts for v in part).encode()):08x}"
 
 # %% ../nbs/03_data.ipynb #667be543
 class PairDataset(Dataset):

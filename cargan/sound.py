@@ -6,8 +6,7 @@
 __all__ = ['SAMPLE_RATE', 'PRESETS', 'HOLES', 'LEAD', 'SLOT', 'BLARE', 'BOWED', 'TUNE', 'soundfont_bytes', 'midi_renderer',
            'write_score', 'render_notes', 'SoundConfig', 'Event', 'next_pitch', 'sing', 'legato', 'write_phrase',
            'window_factors', 'bend_curve', 'gain_curve', 'attack_curve', 'one_pole', 'note_gains', 'room_response',
-           'colour_gain', 'through', 'coloured_noise', 'play_events', 'rest_gate', 'render_recording', 'melody',
-           'VaryConfig', 'resampled', 'band_gain', 'vary_sound']
+           'colour_gain', 'through', 'coloured_noise', 'play_events', 'rest_gate', 'render_recording', 'melody']
 
 # %% ../nbs/02_2_sound.ipynb #77de68da
 import math
@@ -324,6 +323,7 @@ def play_events(instrument: str,  # one of INSTRUMENTS
                 who: Performer,
                 rng: np.random.Generator,
                 cfg: SoundConfig = SoundConfig(),
+                play=render_notes,  # who plays the notes: a function with its arguments
                ) -> np.ndarray:  # mono float32, every note at its loudness
     "The dry sound of a phrase: play, tilt, blare, attack, breath, then set each note to its level."
     relatives, zone, seconds = len(PRESETS[instrument]), int(rng.integers(-cfg.zone, cfg.zone + 1)), events[-1].stop
@@ -332,7 +332,7 @@ def play_events(instrument: str,  # one of INSTRUMENTS
     cents = who.detune + rng.normal(0, cfg.detune) - 100 * zone  # the neighbour's recorded note, bent back into place
     bend = bend_curve(events, cents, 12 + 33 * who.vibrato, rng.uniform(4.8, 6.5), drift)
     notes = [(e.pitch + zone, e.onset, e.release) for e in events if e.pitch is not None]
-    x = render_notes(instrument, notes, seconds, preset, bend, cfg.soundfont)
+    x = play(instrument, notes, seconds, preset, bend, cfg.soundfont)
     x = through(x, lambda f: colour_gain(f, rng, cfg.brightness * who.brightness, cfg.colour))
     middle = np.median([key for key, *_ in notes] or [60])
     low = one_pole(x, float(np.clip(2.5 * 440 * 2 ** ((middle - 69) / 12), 500, 2500)))
@@ -359,12 +359,13 @@ def render_recording(instrument: str,  # one of INSTRUMENTS
                      performer: int,  # number of the performer
                      seed: int,  # names the recording: same seed, same bytes
                      cfg: SoundConfig = SoundConfig(),
+                     play=render_notes,  # who plays the notes: a function with its arguments
                     ) -> tuple:  # (mono float32 of the whole recording, list of `Factors`, one for each window)
     "One performer plays one phrase in one room; window i is the half second from sample i * hop_ms * 44.1 on."
     rng, who = stable_rng("recording", instrument, performer, seed), make_performer(instrument, performer)
     seconds, room_noise = (cfg.windows - 1) * cfg.hop_ms / 1000 + 0.5, float(rng.random())
     events = write_phrase(instrument, seconds, rng, cfg.rest, who.vibrato, cfg.reach)
-    x = play_events(instrument, events, who, rng, cfg)
+    x = play_events(instrument, events, who, rng, cfg, play)
     x = through(x, response=room_response(rng, rng.uniform(*cfg.room), rng.uniform(*cfg.wet))) * rest_gate(events, len(x))
     floor = 10 ** ((cfg.noise[0] + room_noise * (cfg.noise[1] - cfg.noise[0])) / 20)
     x = (x + floor * coloured_noise(x.shape, rng, rng.uniform(0.3, 1.))) * 10 ** (rng.uniform(*cfg.level) / 20)
@@ -392,54 +393,3 @@ def melody(path,  # the WAV file to write
     x = through(np.concatenate(parts), response=room_response(rng, 0.5, -18.)) + 1e-4 * coloured_noise((8 * n,), rng, 0.5)
     with atomic_path(path) as tmp: sf.write(tmp, x * 0.7 / abs(x).max(), SAMPLE_RATE, subtype="PCM_16")
     return Path(path)
-
-# %% ../nbs/02_2_sound.ipynb #fb644351
-@dataclass(frozen=True)
-class VaryConfig:
-    "What may differ between a note here and the same note elsewhere; each window draws from these ranges."
-    room: tuple = (0.1, 1.)       # s, reverberation time
-    wet: tuple = (-35., -5.)      # dB, energy of the reverberation against the direct sound
-    tilt: float = 2.              # dB per octave, standard deviation of a tilt of the whole spectrum
-    colour: float = 3.            # dB, standard deviation of a smooth random curve
-    low_cut: tuple = (20., 200.)  # Hz, below which bass is lost
-    high_cut: tuple = (3e3, 2e4)  # Hz, above which treble is lost
-    gain: tuple = (-25., 15.)     # dB
-    noise: tuple = (-90., -55.)   # dBFS, RMS of coloured noise
-    pitch: float = 0.5            # semitones, standard deviation of a change of speed
-    some: float = 0.7             # chance of each of these changes, for each window
-
-# %% ../nbs/02_2_sound.ipynb #fe2ef495
-def resampled(x: np.ndarray,  # n samples
-              ratio: float,  # > 1: faster, higher
-             ) -> np.ndarray:  # n samples; the last one is held where the sound runs out
-    "A small change of speed by linear interpolation."
-    return np.interp(np.arange(len(x)) * ratio, np.arange(len(x)), x).astype(np.float32)
-
-def band_gain(freqs: np.ndarray,  # Hz
-              low: np.ndarray, high: np.ndarray,  # Hz, one for each sound
-             ) -> np.ndarray:  # sounds x freqs
-    "Slopes of 12 dB per octave below `low` and above `high`."
-    f = np.maximum(freqs, 1.)
-    return (1 / np.sqrt((1 + (low[:, None] / f) ** 4) * (1 + (f / high[:, None]) ** 4))).astype(np.float32)
-
-# %% ../nbs/02_2_sound.ipynb #827bfc45
-def vary_sound(waves: np.ndarray,  # B x samples at 44.1 kHz, float32
-               rng: np.random.Generator,
-               cfg: VaryConfig = VaryConfig(),
-              ) -> np.ndarray:  # B x samples, float32; may exceed 1
-    "The same sounds as another microphone in another room would have heard them."
-    bs = len(waves)
-    def some(): return rng.random(bs) < cfg.some
-    def between(lo, hi): return np.exp(rng.uniform(math.log(lo), math.log(hi), bs))
-    ratio = np.where(some(), 2 ** (rng.normal(0, cfg.pitch, bs) / 12), 1.)
-    x = np.stack([resampled(w, r) if r != 1 else w for w, r in zip(waves, ratio)]).astype(np.float32)
-    response = np.zeros((bs, x.shape[1] // 2), np.float32)
-    for row, seconds, wet in zip(response, between(*cfg.room), np.where(some(), rng.uniform(*cfg.wet, bs), -80.)):
-        echo = room_response(rng, seconds, wet)[:len(row)]
-        row[:len(echo)] = echo
-    tilt, colour = rng.normal(0, cfg.tilt, bs) * some(), cfg.colour * some()
-    low, high = np.where(some(), between(*cfg.low_cut), 1.), np.where(some(), between(*cfg.high_cut), 1e5)
-    def gain(f): return band_gain(f, low, high) * np.stack([colour_gain(f, rng, t, c) for t, c in zip(tilt, colour)])
-    x = through(x, gain, response) * 10 ** (rng.uniform(*cfg.gain, (bs, 1)) * some()[:, None] / 20)
-    floor = 10 ** (np.where(some(), rng.uniform(*cfg.noise, bs), -100.) / 20)
-    return (x + floor[:, None] * coloured_noise(x.shape, rng, rng.uniform(0, 1, bs))).astype(np.float32)

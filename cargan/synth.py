@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .core import CarganError, INSTRUMENTS, atomic_path, read_json, write_json
 # scene and sound in one place: whoever uses the data set imports from here
 from .scene import Factors, Performer, RANGES, draw_scene, make_performer, pitch_position, visible_cues
-from .sound import SAMPLE_RATE, SoundConfig, VaryConfig, melody, midi_renderer, render_notes, render_recording, soundfont_bytes, vary_sound
+from .sound import SAMPLE_RATE, SoundConfig, melody, midi_renderer, render_notes, render_recording, soundfont_bytes
 
 # %% ../nbs/02_synth.ipynb #c1dfd96e
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@
 __all__ = ['FREE', 'PRESETS', 'TrainConfig', 'released', 'config_from_dict', 'check_config', 'Players', 'update_G', 'update_D',
            'make_accelerator', 'warmed_up', 'make_players', 'checkpoint_folders', 'save_checkpoint', 'part',
            'load_checkpoint', 'Meter', 'read_log', 'rewind_log', 'sample_grid', 'one_per_instrument', 'plain',
-           'flatten', 'open_run', 'make_classifiers', 'batches', 'to_device', 'train', 'fit', 'log', 'save_samples',
-           'averaged', 'load_run']
+           'flatten', 'open_run', 'note_data', 'make_classifiers', 'batches', 'to_device', 'train', 'fit', 'log',
+           'save_samples', 'averaged', 'load_run']
 
 # %% ../nbs/10_training.ipynb #77de68da
 import json, math, shutil, time
@@ -33,7 +33,7 @@ from .classifier import (AudioClassifierConfig, ClassifierConfig, load_classifie
                                train_classifier)
 from .core import (INSTRUMENTS, CarganError, atomic_path, load_state, load_weights, read_json, save_weights, seed_everything, to_uint8,
                          writable_folder, write_json)
-from .data import EpochSampler, PairDataset, make_loader, open_data, split_recordings
+from .data import EpochSampler, PairDataset, fingerprint, make_loader, open_data, split_recordings
 from .losses import LossConfig, discriminator_losses, generator_losses
 from .residue import CARGAN, CARGANConfig, make_discriminator, make_generator
 
@@ -71,7 +71,7 @@ FREE = {"out", "data", "epochs", "max_steps", "device", "compile", "workers", "l
 PRESETS = {
     "paper": TrainConfig(),
     "lab": TrainConfig(model=CARGANConfig(size=64, base=24, d_base=16), classifier=ClassifierConfig(arch="small", epochs=4),
-                       audio=AudioClassifierConfig(epochs=20), epochs=4, batch_size=8, ema=0.99, log_every=10, sample_every=200, checkpoint_every=200),
+                       audio=AudioClassifierConfig(epochs=12, other_windows=4000), epochs=4, batch_size=8, ema=0.99, log_every=10, sample_every=200, checkpoint_every=200),
 }
 
 def released(cfg: TrainConfig) -> TrainConfig:  # the same run with every ▲ row of the released code
@@ -159,8 +159,9 @@ def warmed_up(decay: float):  # an averaging function for `AveragedModel`
 def make_players(cfg: TrainConfig, classifier: nn.Module, accelerator: Accelerator) -> Players:
     "Networks and optimisers with their first weights."
     seed_everything(cfg.seed)
-    model = CARGAN(cfg.model, classifier).to(accelerator.device, memory_format=torch.channels_last)
-    D = make_discriminator(cfg.model).to(accelerator.device, memory_format=torch.channels_last)
+    layout = torch.channels_last if accelerator.device.type == "cuda" else torch.preserve_format  # of weights: a CPU keeps its own copy
+    model = CARGAN(cfg.model, classifier).to(accelerator.device, memory_format=layout)
+    D = make_discriminator(cfg.model).to(accelerator.device, memory_format=layout)
     ema = nn.ModuleDict({k: v for k, v in dict(G1=model.G1, G2=model.G2).items() if v is not None})
     ema = AveragedModel(ema, multi_avg_fn=warmed_up(cfg.ema), use_buffers=True) if cfg.ema else None
     if cfg.compile:  # after the average was copied from them
@@ -286,6 +287,13 @@ def open_run(cfg: TrainConfig):
     for name in ("samples", "checkpoints"): (out/name).mkdir(exist_ok=True)
     write_json(out/"config.json", plain(cfg))
 
+def note_data(cfg: TrainConfig, bundle):
+    "Write down which pairs a run learns from; raises `CarganError` if it began on others."
+    path, pairs = Path(cfg.out)/"data.json", dict(pairs=len(bundle), fingerprint=fingerprint(bundle))
+    if path.exists() and read_json(path, "note of the data") != pairs:
+        raise CarganError(f"run {cfg.out} began on other pairs than {cfg.data} holds; give the same data or another --out")
+    write_json(path, pairs)
+
 # %% ../nbs/10_training.ipynb #0286dd55
 def make_classifiers(cfg: TrainConfig, bundle, train_idx, valid_idx, device):
     "Train `C` and the audio classifier into the run's folder, unless they are there."
@@ -322,7 +330,7 @@ def train(cfg: TrainConfig) -> Path:  # the run's folder
     steps_per_epoch = len(train_idx) // cfg.batch_size
     if not steps_per_epoch: raise CarganError(f"{cfg.data} has {len(train_idx)} training pairs, fewer than one batch of {cfg.batch_size}; lower --batch-size")
     with accelerator.main_process_first():
-        if accelerator.is_main_process: open_run(cfg); make_classifiers(cfg, bundle, train_idx, valid_idx, accelerator.device)
+        if accelerator.is_main_process: open_run(cfg); note_data(cfg, bundle); make_classifiers(cfg, bundle, train_idx, valid_idx, accelerator.device)
     p = make_players(cfg, load_classifier(Path(cfg.out)/"classifier.safetensors"), accelerator)
     dataset = PairDataset(bundle, cfg.model.size, lms=cfg.model.lms)
     shown = one_per_instrument(bundle.label, valid_idx if len(valid_idx) else train_idx)

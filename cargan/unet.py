@@ -109,7 +109,7 @@ class UNet(nn.Module):
 
     def forward(self, x: torch.Tensor):  # B x in_channels x size x size -> B x out_channels x size x size in [-1, 1]
         check_input(x, self.cfg.in_channels, self.cfg.size)
-        maps = []
+        x, maps = x.contiguous(memory_format=torch.channels_last), []  # convolutions keep the layout they are given
         for down in self.downs: maps.append(x := down(x))
         x = self.ups[0](maps.pop())
         for up in self.ups[1:]: x = up(torch.cat([x, maps.pop()], 1))

@@ -1,6 +1,5 @@
 "What several tests share: the repository, the real data beside it (if it is there), and one tiny trained run."
 import os, shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -50,7 +49,7 @@ def tiny_data(once):
     return once("tiny_data", make)
 
 
-TINY = ["--size", "32", "--base", "4", "--d-base", "4", "--batch-size", "8", "--classifier.epochs", "1", "--audio.epochs", "1", "--device", "cpu"]  # options of `cargan train`
+TINY = ["--size", "32", "--base", "4", "--d-base", "4", "--batch-size", "8", "--classifier.epochs", "1", "--audio.epochs", "1", "--audio.other-windows", "0", "--device", "cpu"]  # options of `cargan train`
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,5 @@
 "The command line: help, the whole chain on a toy scale, and every way to get it wrong."
-import json, os, re, shutil, signal, subprocess, sys, time, zlib
+import json, re, shutil, signal, subprocess, sys, time, zlib
 from pathlib import Path
 
 import av, numpy as np, pytest, soundfile

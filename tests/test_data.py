@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import av
-import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 import soundfile as sf
@@ -14,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cargan.core import INSTRUMENTS, CarganError, from_uint8
-from cargan.data import (Bundle, EpochSampler, PairDataset, PrepareConfig, VideoConfig, cut_videos, load_jet, load_picture, make_loader, open_bundle,
-                         open_data, prepare, read_author_list, read_suburmp, save_bundle, split_recordings)
-from cargan.lms import LMSConfig, load_audio, log_mel
+from cargan.data import (Bundle, EpochSampler, PairDataset, PrepareConfig, VideoConfig, cut_videos, load_picture, make_loader, open_bundle,
+                         open_data, prepare, read_suburmp, save_bundle, split_recordings)
+from cargan.lms import load_audio, log_mel
 
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from hypothesis import HealthCheck, assume, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from cargan.core import CarganError
 from cargan.lms import (LMSConfig, cut_windows, denormalize_lms, griffin_lim, jet_to_values, lms_to_input, lms_to_jet, load_audio, log_mel,
