@@ -33,7 +33,7 @@ def score(c: Seeds, seed: int) -> dict:
     "The metrics of one seed; trained and scored unless that was done."
     preset = PRESETS[c.preset]
     seeded = replace(preset, seed=seed, classifier=replace(preset.classifier, seed=seed), audio=replace(preset.audio, seed=seed))
-    run = train(replace(seeded, data=c.data, out=c.out/f"seed_{seed}", max_steps=c.max_steps))
+    run = train(replace(seeded, data=c.data, out=c.out/f"seed_{seed}", max_steps=c.max_steps, keep=50, checkpoint_every=400))  # several: γ and residue over training
     cfg, steps = EvaluateConfig(run, c.data, pictures=c.pictures, listen=c.listen, features=c.out/"features"), int(read_log(run).step.iloc[-1])
     done = read_json(run/"metrics.json") if (run/"metrics.json").exists() else {}
     return done if done.get("steps") == steps and done.get("data") == str(c.data) and "listening" in done else evaluate(cfg)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['PAGE', 'PARTS', 'EvaluateConfig', 'name_of', 'get_judge', 'Case', 'real_pictures', 'open_case', 'Part', 'as_numbers',
            'summarise', 'part_accuracy', 'verdict', 'part_listening', 'part_probes', 'real_features', 'distance_table',
-           'part_distances', 'part_stages', 'part_attention', 'part_loudness', 'part_paper', 'as_html', 'as_markdown',
-           'contact_sheet', 'part_pictures', 'part_conclusions', 'headline', 'evaluate', 'write_report',
+           'part_distances', 'part_stages', 'part_attention', 'part_loudness', 'part_training', 'part_paper', 'as_html',
+           'as_markdown', 'contact_sheet', 'part_pictures', 'part_conclusions', 'headline', 'evaluate', 'write_report',
            'metrics_table']
 
 # %% ../nbs/15_evaluation.ipynb #77de68da
-import base64, time, zlib
+import base64, copy, time, zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -20,12 +20,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
 from .classifier import (ClassifierConfig, load_audio_classifier, load_classifier, predict_label, save_classifier, show_confusion,
                                train_classifier)
-from .core import INSTRUMENTS, CarganError, atomic_path, read_json, save_figure, show_images, to_uint8, write_json
+from .core import INSTRUMENTS, CarganError, atomic_path, load_weights, read_json, save_figure, show_images, to_uint8, write_json
 from .data import Bundle, PairDataset, fingerprint, open_data, split_recordings
 from .listening import (ProbeConfig, attention_layers, draw_pictures, judged, listening_table, make_conditions, partners, probe_table,
                               residue_table, show_attention, show_listening, show_probes, train_probe, without_attention)
@@ -33,6 +34,7 @@ from .metrics import (EffNetExtractor, bootstrap, cached, distances, features, l
                             pixel_metrics, show_suspicious)
 from .residue import CARGAN
 from .training import TrainConfig, checkpoint_folders, load_run, one_per_instrument
+from .training import part as state_of
 
 # %% ../nbs/15_evaluation.ipynb #c1dfd96e
 @dataclass(frozen=True)
@@ -274,15 +276,17 @@ def part_distances(case: Case) -> Part:
     all_sets = {name: distance_table(case, net, name) for name, net in case.extractors.items()}
     tables, sets = {f"features of {'EfficientNet-Lite0' if k == 'FD-EffNet' else 'Inception-v3'}": t for k, (t, _) in all_sets.items()}, all_sets["FD-EffNet"][1]
     near = {k: nearest(sets[k]["features"], sets["real training pictures (floor)"]["features"])[0] for k in ("stage II, true label", "real")}
-    known = real_pictures(case.dataset, case.train_idx)
-    (d, where), (d_real, _) = (nearest(x, known) for x in (case.true["fine"], case.real))
+    side = min(64, case.dataset.size)  # larger pictures are compared at 64 pixels
+    small = lambda img: img if img.shape[-1] == side else F.interpolate(img, (side, side), mode="bilinear", antialias=True)
+    known = real_pictures(PairDataset(case.dataset.bundle, side), case.train_idx)
+    (d, where), (d_real, _) = (nearest(small(x), known) for x in (case.true["fine"], case.real))
     memory = pd.DataFrame({"pixels (0 to 255)": memorised(d, d_real) | dict(n_training=len(known)),
                            "EfficientNet-Lite0 features": memorised(*near.values()) | dict(n_training=len(sets["real training pictures (floor)"]["features"]))}).T
     text = ("A distance is read beside the floor: real training against real test pictures, with the same n. Numbers with different n must not be compared: a Fréchet distance falls as n grows. "
             "FD-EffNet is a Fréchet distance in features of EfficientNet-Lite0, not FID. 'suspicious' is the share of drawn pictures that are nearer to a training picture than 95 % of the real test pictures are; "
-            "0.05 is what real pictures would have. The pictures show the five nearest pairs.")
+            "0.05 is what real pictures would have. A blurred picture is near to everything in pixels: read the row of the features too, and look at the five nearest pairs.")
     return Part("distances", "As a set: distances, and memory", text, {k: as_numbers(t) for k, t in tables.items()} | dict(memorisation=as_numbers(memory)),
-                tables | {"distance to the nearest training picture (medians)": memory}, {"memorisation.png": show_suspicious(case.true["fine"], known, d, where)})
+                tables | {"distance to the nearest training picture (medians)": memory}, {"memorisation.png": show_suspicious(small(case.true["fine"]), known, d, where)})
 
 # %% ../nbs/15_evaluation.ipynb #972a67c4
 def part_stages(case: Case) -> Part:
@@ -336,6 +340,24 @@ def part_loudness(case: Case, bins: int = 3) -> Part:
     return Part("loudness", "Soft and loud", text, as_numbers(pd.DataFrame(table).T), {unit: pd.DataFrame(table).T})
 
 # %% ../nbs/15_evaluation.ipynb #92cfceb3
+def part_training(case: Case, n: int = 65) -> Part | None:  # None for a run that kept one checkpoint, or has one stage
+    "Residue label and γ at every checkpoint that was kept."
+    folders, rows, prefix = checkpoint_folders(case.cfg.run), case.few(n), "ema.module." if case.train_cfg.ema else ""
+    if len(folders) < 2 or case.model.G2 is None: return None
+    wrong, table, model = case.truth[rows][partners(case.truth[rows])], {}, copy.deepcopy(case.model)
+    for folder in tqdm(folders, desc="checkpoints", leave=False):
+        tensors, _ = load_weights(folder/"weights.safetensors")
+        for name in ("G1", "G2"): getattr(model, name).load_state_dict(state_of(tensors, prefix + name))
+        told, norms = residue_table(model, case.judges["independent"], case.dataset, case.idx[rows], wrong, case.cfg.batch_size)
+        gammas = {f"γ {k}": float(m.gamma) for k, m in attention_layers(model).items() if hasattr(m, "gamma")}
+        table[int(folder.name.removeprefix("step_"))] = {f"|L_r| {k} stage II": v for k, v in norms.items()} | dict(L1=told.loc["as trained", "L1"]) | gammas
+    table = pd.DataFrame(table).T.rename_axis("step")
+    fig, axs = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
+    table.filter(like="L_r").plot(ax=axs[0], marker="o", ylim=(0, None), title="mean length of the residue label")
+    if len(table.filter(like="γ").columns): table.filter(like="γ").plot(ax=axs[1], marker="o", title="γ of the attention layers")
+    return Part("training", "Over training", f"On {len(rows)} test pairs, at every checkpoint that was kept.", as_numbers(table), {"at each checkpoint": table}, {"training.png": fig})
+
+# %% ../nbs/15_evaluation.ipynb #fb644351
 def part_paper(case: Case) -> Part:
     "Tables I and II, as they were measured there."
     some = np.sort(np.random.default_rng(case.cfg.seed).choice(case.train_idx, min(case.cfg.listen, len(case.train_idx)), replace=False))
@@ -347,7 +369,7 @@ def part_paper(case: Case) -> Part:
             "Not averaged over instruments, rests included, as in section IV-B.")
     return Part("paper", "The paper's protocol", text, as_numbers(table), {"accuracy, true label given": table})
 
-# %% ../nbs/15_evaluation.ipynb #fb644351
+# %% ../nbs/15_evaluation.ipynb #64e095fe
 PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title><style>
 :root { color-scheme: light; } * { box-sizing: border-box; }
@@ -370,7 +392,7 @@ th:first-child { text-align: left; } thead th { border-bottom: 2px solid #bbb; f
 {% endfor %}</main></body></html>
 """)
 
-# %% ../nbs/15_evaluation.ipynb #fe2ef495
+# %% ../nbs/15_evaluation.ipynb #2e01e174
 def as_html(table: pd.DataFrame) -> str:
     "A table of the report; cells are escaped."
     return table.to_html(border=0, na_rep="–", float_format=lambda v: f"{v:.0f}" if abs(v) >= 100 or v == int(v) and abs(v) > 1 else f"{v:.3f}")
@@ -383,7 +405,7 @@ def as_markdown(title: str, lead: str, parts: list) -> str:
         lines += [f"**{caption}**\n\n{table.to_markdown(floatfmt='.3f')}" for caption, table in p.tables.items()]
     return "\n\n".join(lines) + "\n"
 
-# %% ../nbs/15_evaluation.ipynb #64e095fe
+# %% ../nbs/15_evaluation.ipynb #b7eb6c68
 def contact_sheet(model: CARGAN,  # in evaluation mode
                   dataset: PairDataset,
                   idx: list[int],  # positions of pairs
@@ -409,8 +431,8 @@ def part_conclusions(case: Case) -> Part:
                 "May not: that the architecture cannot listen because this run does not; that drawn data stand for real recordings; that a low R² means that there is nothing to see, when this probe "
                 "may not see it; or any comparison of distances with another n, another size or another feature network. One run is one run: spread needs several seeds.")
 
-# %% ../nbs/15_evaluation.ipynb #e1822db4
-PARTS = (part_pictures, part_accuracy, part_listening, part_probes, part_distances, part_stages, part_attention, part_loudness, part_paper, part_conclusions)
+# %% ../nbs/15_evaluation.ipynb #c5b76da3
+PARTS = (part_pictures, part_accuracy, part_listening, part_probes, part_distances, part_stages, part_attention, part_training, part_loudness, part_paper, part_conclusions)
 
 def headline(case: Case) -> dict:  # the numbers at the top of metrics.json
     "Accuracies and L1, by the independent judge."
@@ -433,7 +455,7 @@ def evaluate(cfg: EvaluateConfig) -> dict:  # what it wrote to metrics.json
     write_report(cfg, metrics, parts)
     return metrics
 
-# %% ../nbs/15_evaluation.ipynb #b7eb6c68
+# %% ../nbs/15_evaluation.ipynb #80e28a51
 def write_report(cfg: EvaluateConfig, metrics: dict, parts: list):
     "Pictures, per_instrument.csv, metrics.md, metrics.json and report.html, in the run."
     run, pictures = Path(cfg.run), {}

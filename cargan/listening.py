@@ -91,10 +91,11 @@ def make_conditions(idx: np.ndarray,  # N positions of pairs
 def follow(seen: np.ndarray,  # N class numbers that the judge saw
            asked: np.ndarray,  # N class numbers that were told, or heard; -1: none
            recording: np.ndarray,  # N names
+           group: np.ndarray,  # N class numbers of the pairs themselves
           ) -> tuple:  # share, lower end, upper end; three nan where nothing was asked
     "How often a picture shows what was asked for."
     if (asked < 0).all(): return (float("nan"),) * 3
-    return macro_accuracy(asked, seen), *bootstrap(lambda i: macro_accuracy(asked[i], seen[i]), recording, asked)
+    return macro_accuracy(asked, seen), *bootstrap(lambda i: macro_accuracy(asked[i], seen[i]), recording, group)
 
 def listening_table(pictures: dict,  # condition -> N x 3 x S x S, uint8
                     conditions: dict,  # from `make_conditions`
@@ -105,7 +106,7 @@ def listening_table(pictures: dict,  # condition -> N x 3 x S x S, uint8
     rows = {}
     for name, (_, _, told, heard) in conditions.items():
         seen = judged(judge, pictures[name])
-        (label, *l), (audio, *a) = follow(seen, told, recording), follow(seen, heard, recording)
+        (label, *l), (audio, *a) = (follow(seen, asked, recording, conditions["matched"][2]) for asked in (told, heard))
         change = (pictures[name].float() - pictures["matched"].float()).abs().mean().item() / 127.5
         rows[name] = dict(follows_label=label, label_low=l[0], label_high=l[1], follows_audio=audio, audio_low=a[0], audio_high=a[1], change=change, n=len(seen))
     return pd.DataFrame(rows).T.rename_axis("condition")
