@@ -310,7 +310,7 @@ def part_attention(case: Case) -> Part | None:  # None if there is no attention
     layers = attention_layers(case.model)
     if not layers: return None
     rows = case.few(case.cfg.listen)
-    gammas = {k: float(m.gamma) for k, m in layers.items() if hasattr(m, "gamma")}
+    gammas = {k: m.gamma.item() for k, m in layers.items() if hasattr(m, "gamma")}
     shown = one_per_instrument(case.truth[rows], np.arange(len(rows)))[::3]
     batch = {k: v.to(case.cfg.device) for k, v in case.dataset.__getitems__(case.idx[rows[shown]]).items()}
     part = Part("attention", "Attention", "Maps: how much each place is looked at, on average, brighter is more; G1's over the sound (frequency upwards, time to the right) and over its picture, G2's over its picture.",
@@ -349,7 +349,7 @@ def part_training(case: Case, n: int = 65) -> Part | None:  # None for a run tha
         tensors, _ = load_weights(folder/"weights.safetensors")
         for name in ("G1", "G2"): getattr(model, name).load_state_dict(state_of(tensors, prefix + name))
         told, norms = residue_table(model, case.judges["independent"], case.dataset, case.idx[rows], wrong, case.cfg.batch_size)
-        gammas = {f"γ {k}": float(m.gamma) for k, m in attention_layers(model).items() if hasattr(m, "gamma")}
+        gammas = {f"γ {k}": m.gamma.item() for k, m in attention_layers(model).items() if hasattr(m, "gamma")}
         table[int(folder.name.removeprefix("step_"))] = {f"|L_r| {k} stage II": v for k, v in norms.items()} | dict(L1=told.loc["as trained", "L1"]) | gammas
     table = pd.DataFrame(table).T.rename_axis("step")
     fig, axs = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")

@@ -70,7 +70,8 @@ def test_evaluate_writes_the_agreed_metrics(tiny_run, tiny_data, tmp_path, capfd
     pictures = ("contact_sheet", "confusion", "listening", "probes", "memorisation", "attention")
     assert all(Image.open(run/f"{name}.png").width > 300 for name in pictures)
     page = (run/"report.html").read_text()
-    assert page.count("data:image/png;base64,") == len(pictures) and not re.findall(r"(?:src|href)=.(?!data:)|https?://|NaN|None", page)
+    assert page.count("data:image/png;base64,") == len(pictures)
+    assert not re.findall(r"(?:src|href)=.(?!data:)|https?://|NaN|None", re.sub("base64,[^\"]*", "", page))
     assert all(f"]({name}.png)" in (run/"metrics.md").read_text() for name in pictures)
 
 
