@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PAGE', 'PARTS', 'EvaluateConfig', 'name_of', 'get_judge', 'Case', 'real_pictures', 'open_case', 'Part', 'as_numbers',
            'summarise', 'part_accuracy', 'verdict', 'part_listening', 'part_probes', 'real_features', 'distance_table',
-           'part_distances', 'part_stages', 'part_attention', 'part_loudness', 'part_training', 'part_paper', 'as_html',
-           'as_markdown', 'contact_sheet', 'part_pictures', 'part_conclusions', 'headline', 'evaluate', 'write_report',
-           'metrics_table']
+           'part_distances', 'part_stages', 'part_attention', 'part_loudness', 'part_training', 'part_paper',
+           'whole_counts', 'as_html', 'as_markdown', 'contact_sheet', 'part_pictures', 'part_conclusions', 'headline',
+           'evaluate', 'write_report', 'metrics_table']
 
 # %% ../nbs/15_evaluation.ipynb #77de68da
 import base64, copy, time, zlib
@@ -393,16 +393,20 @@ th:first-child { text-align: left; } thead th { border-bottom: 2px solid #bbb; f
 """)
 
 # %% ../nbs/15_evaluation.ipynb #2e01e174
+def whole_counts(table: pd.DataFrame) -> pd.DataFrame:  # the same table
+    "Columns that count something are whole numbers."
+    return table.astype({c: int for c in table.columns if c in ("n", "n_real", "n_training")})
+
 def as_html(table: pd.DataFrame) -> str:
     "A table of the report; cells are escaped."
-    return table.to_html(border=0, na_rep="–", float_format=lambda v: f"{v:.0f}" if abs(v) >= 100 or v == int(v) and abs(v) > 1 else f"{v:.3f}")
+    return whole_counts(table).to_html(border=0, na_rep="–", float_format=lambda v: f"{v:.0f}" if abs(v) >= 100 else f"{v:.3f}")
 
 def as_markdown(title: str, lead: str, parts: list) -> str:
     "The parts for a terminal or a repository."
     lines = [f"# {title}", lead]
     for p in parts:
         lines += [f"## {p.title}", p.text, *(f"![{file}]({file})" for file in p.figures)]
-        lines += [f"**{caption}**\n\n{table.to_markdown(floatfmt='.3f')}" for caption, table in p.tables.items()]
+        lines += [f"**{caption}**\n\n{whole_counts(table).to_markdown(floatfmt='.3f')}" for caption, table in p.tables.items()]
     return "\n\n".join(lines) + "\n"
 
 # %% ../nbs/15_evaluation.ipynb #b7eb6c68
