@@ -61,11 +61,18 @@ def test_train_on_a_finished_run_says_so(tiny_run, tiny_data, capfd):
 
 def test_evaluate_writes_the_agreed_metrics(tiny_run, tiny_data, tmp_path, capfd):
     run = shutil.copytree(tiny_run, tmp_path/"run")
-    assert main(["evaluate", "--run", str(run), "--data", f"{tiny_data}/data.npz", "--evaluator.epochs", "1"]) == 0
+    argv = ["evaluate", "--run", str(run), "--data", f"{tiny_data}/data.npz", "--evaluator.epochs", "1", "--probe.epochs", "1", "--pictures", "13", "--listen", "26"]
+    assert main(argv) == 0
     metrics = json.loads((run/"metrics.json").read_text())
     assert {"accuracy_true_label", "accuracy_predicted_label", "l1_coarse", "l1_fine", "n", "seconds"} <= metrics.keys()
-    assert metrics["n"] > 0 and (run/"contact_sheet.png").stat().st_size > 1000
-    assert f"{metrics['l1_fine']:.3f}" in capfd.readouterr().out
+    assert {"accuracy", "listening", "probes", "distances", "stages", "attention", "loudness", "paper"} <= metrics.keys()
+    assert metrics["n"] > 0 and f"{metrics['l1_fine']:.3f}" in capfd.readouterr().out
+    pictures = ("contact_sheet", "confusion", "listening", "probes", "memorisation", "attention")
+    assert all(Image.open(run/f"{name}.png").width > 300 for name in pictures)
+    page = (run/"report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(pictures)
+    assert not re.findall(r"(?:src|href)=.(?!data:)|https?://|NaN|None", re.sub("base64,[^\"]*", "", page))
+    assert all(f"]({name}.png)" in (run/"metrics.md").read_text() for name in pictures)
 
 
 def test_generate_writes_pictures_film_and_json(tiny_run, tiny_data, tmp_path, capfd):
@@ -252,6 +259,9 @@ BAD = {
     "evaluate: garbage for a checkpoint": lambda s: E(s, garbage=["checkpoints/*/weights.safetensors"]),
     "evaluate: damaged config.json": lambda s: E(s, cut_short=["config.json"]),
     "evaluate: no audio classifier": lambda s: E(s, without=["audio_classifier.safetensors"]),
+    "evaluate: no pictures": lambda s: [*E(s), "--pictures", "0"],
+    "evaluate: missing Inception weights": lambda s: [*E(s), "--inception", s.tmp/"no.pth"],
+    "evaluate: text for Inception weights": lambda s: [*E(s), "--inception", put(s.tmp/"inception.pth", b"text" * 99)],
     "evaluate: missing data": lambda s: ["evaluate", "--run", s.run(), "--data", s.tmp/"no.npz"],
     "evaluate: truncated data": lambda s: ["evaluate", "--run", s.run(), "--data", cut(Path(shutil.copy(s.bundle, s.tmp)))],
     # generate
