@@ -172,7 +172,7 @@ def confusion_matrix(model: nn.Module,  # gives logits
                      batches,  # positions -> (inputs, labels)
                      n: int,  # how many examples
                      classes: int,  # how many classes
-                     device="cpu",
+                     device="cpu",  # where to compute
                     ) -> np.ndarray:  # classes x classes counts, rows are the truth
     "Count what the model says for each truth."
     training = model.training
@@ -218,7 +218,7 @@ def fit(model: nn.Module,  # gives logits; its `cfg` holds epochs, batch_size, l
         n: int,  # training examples
         loss_fn=F.cross_entropy,  # (logits, labels) -> scalar
         validate=None,  # () -> dict of numbers, after each epoch
-        device="cpu",
+        device="cpu",  # where to compute
         progress: bool = True,  # show a bar
        ) -> list:  # one dict per epoch
     "The common training loop: AdamW, one-cycle learning rate."
@@ -256,7 +256,7 @@ def train_classifier(cfg: ClassifierConfig,
                      train_idx,  # pairs to learn from
                      valid_idx,  # pairs to be judged on; never learnt from
                      progress: bool = True,  # show a bar
-                     device="cpu",
+                     device="cpu",  # where to compute
                     ) -> tuple:  # (frozen `ImageClassifier` in eval mode, report)
     "Train an image classifier; the same seed gives the same weights, and the caller's random state is left alone."
     start = time.perf_counter()
@@ -505,7 +505,7 @@ def train_audio_classifier(cfg: AudioClassifierConfig,
                            train_idx,  # pairs to learn from
                            valid_idx,  # pairs to be judged on; never learnt from
                            progress: bool = True,  # show a bar
-                           device="cpu",
+                           device="cpu",  # where to compute
                           ) -> tuple:  # (frozen `AudioClassifier` in eval mode, report)
     "Train an audio classifier on the sounds of a bundle and on made-up noises; the same seed gives the same weights."
     start, bundle = time.perf_counter(), getattr(bundle, "bundle", bundle)

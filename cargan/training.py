@@ -312,7 +312,9 @@ def open_run(cfg: TrainConfig):
     write_json(out/"config.json", plain(cfg))  # first: from now on this is a run, whenever it is killed
     for name in ("samples", "checkpoints"): (out/name).mkdir(exist_ok=True)
 
-def note_data(cfg: TrainConfig, bundle):
+def note_data(cfg: TrainConfig,
+              bundle,  # pairs, all of them
+             ):
     "Write down which pairs a run learns from; raises `CarganError` if it began on others."
     path, pairs = Path(cfg.out)/"data.json", dict(pairs=len(bundle), fingerprint=fingerprint(bundle))
     if path.exists() and read_json(path, "note of the data") != pairs:
@@ -320,7 +322,10 @@ def note_data(cfg: TrainConfig, bundle):
     write_json(path, pairs)
 
 # %% ../nbs/10_training.ipynb #0286dd55
-def make_classifiers(cfg: TrainConfig, bundle, train_idx, valid_idx, device):
+def make_classifiers(cfg: TrainConfig,
+                     bundle, train_idx, valid_idx,  # pairs; positions of those to learn from, and of those to be tried on
+                     device,  # where to compute
+                    ):
     "Train `C` and the audio classifier into the run's folder, unless they are there."
     if not (path := Path(cfg.out)/"classifier.safetensors").exists():
         dataset = PairDataset(bundle, cfg.model.size)
@@ -369,7 +374,12 @@ def train(cfg: TrainConfig) -> Path:  # the run's folder
     return Path(cfg.out)
 
 # %% ../nbs/10_training.ipynb #fe2ef495
-def fit(p: Players, data, step: int, last: int, steps_per_epoch: int, fixed: dict):
+def fit(p: Players,
+        data,  # endless batches, from `batches`
+        step: int, last: int,  # steps done, steps to do in all
+        steps_per_epoch: int,
+        fixed: dict,  # the pairs of the sample pictures
+       ):
     "From `step` to `last`: update G, update D; log, sample and save when due."
     cfg, main = p.cfg, p.accelerator.is_main_process
     meter, began, seen = Meter(), time.time(), 0
