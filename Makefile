@@ -37,13 +37,14 @@ $(STAMP): setup.py settings.ini
 quickstart: $(STAMP)
 	$(BIN)/cargan synth --out $(DATA) --recordings 40 5 --performers 3
 	$(BIN)/cargan prepare --source $(DATA) --out $(DATA).npz
-	$(BIN)/cargan train --data $(DATA).npz --out $(RUN) --preset lab --max-steps 720
-	$(BIN)/cargan evaluate --run $(RUN) --data $(DATA).npz
+	$(BIN)/cargan train --data $(DATA).npz --out $(RUN) --preset lab --max-steps 520
+	$(BIN)/cargan evaluate --run $(RUN) --data $(DATA).npz --pictures 130 --listen 130 --probe.epochs 3 --evaluator.epochs 3
 	$(BIN)/cargan generate --run $(RUN) --out $(RUN)/melody --video $(DATA)/melody.wav
 	@echo
 	@$(BIN)/cargan info $(RUN)
 	@echo "contact sheet: $(RUN)/contact_sheet.png"
 	@echo "film:          $(RUN)/melody/melody.mp4"
+	@echo "report:        $(RUN)/report.html"
 
 # One thread a process and two processes: two test files side by side on two cores.
 test: $(STAMP)

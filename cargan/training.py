@@ -73,7 +73,7 @@ FREE = {"out", "data", "epochs", "max_steps", "device", "compile", "workers", "l
 PRESETS = {
     "paper": TrainConfig(),
     "lab": TrainConfig(model=CARGANConfig(size=64, base=24, d_base=16), classifier=ClassifierConfig(arch="small", epochs=4),
-                       audio=AudioClassifierConfig(epochs=12, other_windows=4000), epochs=4, batch_size=8, ema=0.99, log_every=10, sample_every=200, checkpoint_every=200),
+                       audio=AudioClassifierConfig(epochs=20), epochs=4, batch_size=8, ema=0.99, log_every=10, sample_every=200, checkpoint_every=200),
 }
 
 def released(cfg: TrainConfig) -> TrainConfig:  # the same run with every ▲ row of the released code
