@@ -406,7 +406,7 @@ def as_markdown(title: str, lead: str, parts: list) -> str:
     lines = [f"# {title}", lead]
     for p in parts:
         lines += [f"## {p.title}", p.text, *(f"![{file}]({file})" for file in p.figures)]
-        lines += [f"**{caption}**\n\n{whole_counts(table).to_markdown(floatfmt='.3f')}" for caption, table in p.tables.items()]
+        lines += [f"**{caption}**\n\n{whole_counts(table).astype(object).to_markdown(floatfmt='.3f', missingval='–')}" for caption, table in p.tables.items()]
     return "\n\n".join(lines) + "\n"
 
 # %% ../nbs/15_evaluation.ipynb #b7eb6c68

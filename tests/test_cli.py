@@ -187,6 +187,12 @@ def load(path: Path) -> dict:
     with np.load(path) as f: return dict(f)
 
 
+def with_json(run: Path, config) -> Path:
+    "The run with `config` for a configuration."
+    (run/"config.json").write_text(json.dumps(config))
+    return run
+
+
 def nan_lms(s: Scene):
     lms = load(s.bundle)["lms_db"]; lms[0, 0, 0] = np.nan
     return s.new_bundle(lms_db=lms)
@@ -218,6 +224,9 @@ BAD = {
     "prepare: empty folder": lambda s: P(s, source=put(s.tmp/"empty"/"x").parent),
     "prepare: unknown kind": lambda s: P(s, "--kind", "tape"),
     "prepare: impossible size": lambda s: P(s, "--size", "0"),
+    "prepare: workers below 0": lambda s: P(s, "--workers", "-1"),
+    "prepare: a folder that is no instrument": lambda s: P(s, source=s.released(lambda img, wav: shutil.copytree(img.parent, img.parent.parent/"Tuba"))),
+    "prepare: two pictures of one name": lambda s: P(s, source=s.released(lambda img, wav: shutil.copy(img, img.with_suffix(".png")))),
     "prepare: truncated picture": lambda s: P(s, source=s.released(lambda img, wav: cut(img))),
     "prepare: text for a picture": lambda s: P(s, source=s.released(lambda img, wav: put(img, b"text"))),
     "prepare: empty sound": lambda s: P(s, source=s.released(lambda img, wav: put(wav))),
@@ -244,6 +253,12 @@ BAD = {
     "train: batch of zero": lambda s: T(s, "--batch-size", "0"),
     "train: batch larger than the data": lambda s: T(s, "--batch-size", "5000"),
     "train: size not a power of two": lambda s: T(s, "--size", "50"),
+    **{f"train: {' '.join(o)}": lambda s, o=o: T(s, *o) for o in (
+        ("--workers", "-1"), ("--seed", "-1"), ("--loss.lambda-l1", "nan"), ("--loss.lambda-l1", "-5"), ("--model.n-classes", "20"), ("--classifier.n-classes", "20"),
+        ("--classifier.lr", "nan"), ("--audio.n-mels", "64"), ("--audio.drop", "3"), ("--audio.makers", "Stradivari"))},
+    "train: another log-mel recipe": lambda s: T(s, data=s.new_bundle(lms_db=load(s.bundle)["lms_db"][:, :64])),
+    "train: a list for config.json": lambda s: ["train", "--data", s.bundle, "--out", with_json(s.run(), []), *TINY],
+    "train: other pairs than before": lambda s: ["train", "--data", s.new_bundle(pair_id=load(s.bundle)["pair_id"][::-1]), "--out", s.run(), *TINY, "--max-steps", "4"],
     "train: a file in the way": lambda s: ["train", "--data", s.bundle, "--out", s.in_the_way, *TINY],
     "train: a folder that is no run": lambda s: ["train", "--data", s.bundle, "--out", put(s.tmp/"mine"/"letter.txt", b"dear").parent, *TINY],
     "train: another configuration": lambda s: ["train", "--data", s.bundle, "--out", s.run(), *TINY, "--base", "8"],
@@ -284,8 +299,12 @@ BAD = {
     "generate: garbage for the audio classifier": lambda s: G(s, s.song, garbage=["audio_classifier.safetensors"]),
     "generate: no audio classifier": lambda s: G(s, s.song, without=["audio_classifier.safetensors"]),
     "generate: a file in the way": lambda s: ["generate", "--run", s.run(), "--out", s.in_the_way, s.song],
+    "generate: a folder where a picture belongs": lambda s: ["generate", "--run", s.run(), "--out", put(s.tmp/"mine"/f"{s.song.stem}_fine.png"/"letter.txt", b"dear").parent.parent, s.song],
+    "generate: somebody's files among the frames": lambda s: ["generate", "--run", s.run(), "--out", put(s.tmp/"mine"/f"{s.song.stem}_frames"/"letter.txt", b"dear").parent.parent, s.song, "--frames"],
     # info
     "info: nothing given": lambda s: ["info"],
+    "info: a list for config.json": lambda s: ["info", with_json(s.run(), [])],
+    "info: impossible values in config.json": lambda s: ["info", with_json(s.run(), {"model": {"stages": 7}})],
     "info: missing path": lambda s: ["info", s.tmp/"no"],
     "info: a text file": lambda s: ["info", put(s.tmp/"letter.txt", b"dear")],
     "info: a folder of something else": lambda s: ["info", put(s.tmp/"mine"/"letter.txt", b"dear").parent],
