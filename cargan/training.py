@@ -6,8 +6,8 @@
 __all__ = ['FREE', 'PRESETS', 'TrainConfig', 'released', 'plain', 'config_from_dict', 'fits', 'check_config', 'Players',
            'update_G', 'update_D', 'make_accelerator', 'warmed_up', 'layout', 'make_players', 'checkpoint_folders',
            'save_checkpoint', 'part', 'load_checkpoint', 'Meter', 'read_log', 'rewind_log', 'sample_grid',
-           'one_per_instrument', 'flatten', 'open_run', 'note_data', 'make_classifiers', 'batches', 'to_device',
-           'train', 'fit', 'log', 'save_samples', 'averaged', 'load_run']
+           'one_per_instrument', 'flatten', 'open_run', 'make_classifiers', 'batches', 'to_device', 'train', 'fit',
+           'log', 'save_samples', 'averaged', 'load_run']
 
 # %% ../nbs/10_training.ipynb #77de68da
 import json, math, shutil, time
@@ -299,9 +299,13 @@ def flatten(d: dict, prefix: str = "") -> dict:  # dotted name -> value
     "`{'model': {'base': 64}}` → `{'model.base': 64}`."
     return {k: v for n, x in d.items() for k, v in (flatten(x, f"{prefix}{n}.") if isinstance(x, dict) else {prefix + n: x}).items()}
 
-def open_run(cfg: TrainConfig):
-    "Make or check the folder of a run; raises `CarganError` if it belongs to something else."
-    out = writable_folder(cfg.out)
+def open_run(cfg: TrainConfig,
+             bundle,  # pairs, all of them
+            ):
+    "Make or check the folder of a run; raises `CarganError` if it belongs to something else, or began on other pairs."
+    out, pairs = writable_folder(cfg.out), dict(pairs=len(bundle), fingerprint=fingerprint(bundle))
+    if (out/"data.json").exists() and read_json(out/"data.json", "note of the data") != pairs:
+        raise CarganError(f"run {out} began on other pairs than {cfg.data} holds; give the same data or another --out")
     if (out/"config.json").exists():
         old, new = (flatten({k: v for k, v in d.items() if k not in FREE}) for d in (read_json(out/"config.json", "configuration"), plain(cfg)))
         if differ := sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)):
@@ -310,16 +314,8 @@ def open_run(cfg: TrainConfig):
     elif any(not p.name.startswith(".config.") for p in out.iterdir()): raise CarganError(f"folder {out} is not empty and is not a run; give another --out")
     for leftover in out.glob("checkpoints/.*tmp*"): shutil.rmtree(leftover, ignore_errors=True)
     write_json(out/"config.json", plain(cfg))  # first: from now on this is a run, whenever it is killed
+    write_json(out/"data.json", pairs)
     for name in ("samples", "checkpoints"): (out/name).mkdir(exist_ok=True)
-
-def note_data(cfg: TrainConfig,
-              bundle,  # pairs, all of them
-             ):
-    "Write down which pairs a run learns from; raises `CarganError` if it began on others."
-    path, pairs = Path(cfg.out)/"data.json", dict(pairs=len(bundle), fingerprint=fingerprint(bundle))
-    if path.exists() and read_json(path, "note of the data") != pairs:
-        raise CarganError(f"run {cfg.out} began on other pairs than {cfg.data} holds; give the same data or another --out")
-    write_json(path, pairs)
 
 # %% ../nbs/10_training.ipynb #0286dd55
 def make_classifiers(cfg: TrainConfig,
@@ -360,7 +356,7 @@ def train(cfg: TrainConfig) -> Path:  # the run's folder
     steps_per_epoch = len(train_idx) // cfg.batch_size
     if not steps_per_epoch: raise CarganError(f"{cfg.data} has {len(train_idx)} training pairs, fewer than one batch of {cfg.batch_size}; lower --batch-size")
     with accelerator.main_process_first():
-        if accelerator.is_main_process: open_run(cfg); note_data(cfg, bundle); make_classifiers(cfg, bundle, train_idx, valid_idx, accelerator.device)
+        if accelerator.is_main_process: open_run(cfg, bundle); make_classifiers(cfg, bundle, train_idx, valid_idx, accelerator.device)
     p = make_players(cfg, load_classifier(Path(cfg.out)/"classifier.safetensors"), accelerator)
     dataset = PairDataset(bundle, cfg.model.size, lms=cfg.model.lms)
     shown = one_per_instrument(bundle.label, valid_idx if len(valid_idx) else train_idx)
