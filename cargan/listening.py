@@ -139,7 +139,7 @@ class ProbeConfig:
     width: int = 24            # channels of the first layer
     blur: float = 1.5          # augmentation: largest σ of a blur, pixels
     shift: float = 0.02        # augmentation: largest shift, as a share of the picture
-    seed: int = 0
+    seed: int = 0              # initial weights, order, augmentation
 
 class Probe(nn.Module):
     "Pictures in [-1, 1] to one row of factors for each instrument; where things are matters, so nothing is averaged away."

@@ -107,6 +107,7 @@ def fits(hint, v) -> bool:  # a type hint of a configuration; a value as JSON ha
     if hint in (int, float): return isinstance(v, (int, hint)) and not isinstance(v, bool)
     return isinstance(v, str if hint is Path else hint)
 
+# %% ../nbs/10_training.ipynb #c0f19002
 def check_config(cfg: TrainConfig):
     "Raises `CarganError` for values that no run can have."
     for name in ("epochs", "batch_size", "accumulate", "log_every", "sample_every", "checkpoint_every", "keep"):
@@ -403,6 +404,7 @@ def log(p: Players, board: SummaryWriter, bar: tqdm, step: int, **values: float)
     for name, v in values.items(): board.add_scalar(name, v, step)
     bar.set_postfix({k: f"{v:.3g}" for k, v in values.items() if k in ("G", "D", "l1_coarse", "l1_fine", "cls_fine")})
 
+# %% ../nbs/10_training.ipynb #c0f19003
 def save_samples(p: Players, fixed: dict, step: int):
     "`samples/step_….png`: the fixed pairs as the model (or its moving average) draws them now."
     with atomic_path(Path(p.cfg.out)/"samples"/f"step_{step:08d}.png") as tmp: Image.fromarray(sample_grid(averaged(p), fixed)).save(tmp)
