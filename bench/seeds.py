@@ -4,6 +4,7 @@
 
 OUT/seed_0, OUT/seed_1, … are runs. Started again, it goes on where it stopped: finished runs are not trained again, and a run is scored
 again only if it was trained further. Features of real pictures are shared. Writes OUT/seeds.md and OUT/seeds.json."""
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -65,4 +66,6 @@ def main(c: Seeds):
 
 if __name__ == "__main__":
     try: main(tyro.cli(Seeds, description=__doc__))
-    except CarganError as e: raise SystemExit(f"seeds: {e}")
+    except CarganError as e:
+        print(f"seeds: {e}", file=sys.stderr)
+        sys.exit(2)

@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Bench:
-    sizes: tuple[int, ...] = (64, 128, 256)  # pixels
+    sizes: tuple[Literal[64, 128, 256], ...] = (64, 128, 256)  # pixels
     variants: tuple[Literal["sagan", "released"], ...] = ("sagan", "released")  # the paper's attention, the released code's
     seconds: float = 8.  # for each row, after one step to warm up; at least two steps
     out: Path = Path("bench/results.json")

@@ -118,8 +118,8 @@ def check_config(cfg: TrainConfig):
     if not 0 <= cfg.seed < 2**31: raise CarganError(f"seed={cfg.seed} is not possible; give a whole number from 0 to 2147483647")
     for name, v in asdict(cfg.loss).items():
         if name.startswith("lambda") and not 0 <= v < math.inf: raise CarganError(f"loss.{name}={v} is not possible; give a number from 0 on")
-    for name, part in dict(model=cfg.model, classifier=cfg.classifier, audio=cfg.audio).items():
-        if part.n_classes != len(INSTRUMENTS): raise CarganError(f"{name}.n_classes={part.n_classes} is not possible: there are {len(INSTRUMENTS)} instruments; leave it out")
+    for name, net in dict(model=cfg.model, classifier=cfg.classifier, audio=cfg.audio).items():
+        if net.n_classes != len(INSTRUMENTS): raise CarganError(f"{name}.n_classes={net.n_classes} is not possible: there are {len(INSTRUMENTS)} instruments; leave it out")
     if cfg.audio.n_mels != LMSConfig().n_mels: raise CarganError(f"audio.n_mels={cfg.audio.n_mels} is not possible: sounds have {LMSConfig().n_mels} bands; leave it out")
     if cfg.classifier.arch == "resnet50" and cfg.classifier.pretrained not in ("imagenet", "none"): existing_file(cfg.classifier.pretrained, "ResNet50 weights")
     with torch.device("meta"): make_generator(cfg.model, 1), make_discriminator(cfg.model)  # they refuse impossible sizes and widths
