@@ -41,8 +41,7 @@ class Overfit:
 def score(c: Bundle):
     cfg = PRESETS["lab"]
     train(replace(cfg, data=c.pairs, out=c.out, epochs=c.epochs, seed=c.seed, model=replace(cfg.model, size=c.size)))
-    judge = replace(EvaluateConfig.evaluator, epochs=8)  # few pictures: the default would leave it half-taught
-    print(metrics_table(evaluate(EvaluateConfig(c.out, c.pairs, evaluator=judge))))
+    print(metrics_table(evaluate(EvaluateConfig(c.out, c.pairs))))
     print(f"trained at {read_log(c.out).images_per_s.iloc[-1]:.1f} pictures/s; sheet: {c.out/'contact_sheet.png'}")
 
 

@@ -136,9 +136,9 @@ def show_listening(truth: torch.Tensor,  # N x 3 x S x S, uint8: real pictures
 @dataclass(frozen=True)
 class ProbeConfig:
     "A regressor that reads factors off pictures."
-    epochs: int = 12           # passes over the training pictures
-    batch_size: int = 32       # pictures per step
-    lr: float = 2e-3           # peak of the one-cycle schedule
+    epochs: int = 8            # passes over the training pictures
+    batch_size: int = 64       # pictures per step
+    lr: float = 4e-3           # peak of the one-cycle schedule
     weight_decay: float = 0.02 # AdamW
     width: int = 24            # channels of the first layer
     blur: float = 1.5          # augmentation: largest σ of a blur, pixels
@@ -181,7 +181,7 @@ def train_probe(cfg: ProbeConfig,
     def loss_fn(read, t): return F.mse_loss(own_row(read, t[:, 0].long()), t[:, 1:])
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
-        probe = Probe(cfg, n_classes, y.shape[1]).to(device)
+        probe = Probe(cfg, n_classes, y.shape[1]).to(device, memory_format=torch.channels_last)
         fit(probe, batches, len(idx), loss_fn, device=device)
     return freeze(probe)
 

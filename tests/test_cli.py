@@ -61,7 +61,7 @@ def test_train_on_a_finished_run_says_so(tiny_run, tiny_data, capfd):
 
 def test_evaluate_writes_the_agreed_metrics(tiny_run, tiny_data, tmp_path, capfd):
     run = shutil.copytree(tiny_run, tmp_path/"run")
-    argv = ["evaluate", "--run", str(run), "--data", f"{tiny_data}/data.npz", "--evaluator.epochs", "1", "--probe.epochs", "1", "--pictures", "13", "--listen", "26"]
+    argv = ["evaluate", "--run", str(run), "--data", f"{tiny_data}/data.npz", "--evaluator.epochs", "1", "--judge-steps", "1", "--probe.epochs", "1", "--pictures", "13", "--listen", "26"]
     assert main(argv) == 0
     metrics = json.loads((run/"metrics.json").read_text())
     assert {"accuracy_true_label", "accuracy_predicted_label", "l1_coarse", "l1_fine", "n", "seconds"} <= metrics.keys()

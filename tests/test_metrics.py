@@ -1,5 +1,6 @@
 "Evaluation where it has to be robust: interrupted, damaged caches, code hidden in files, data without factors, real pairs."
 import json, pickle, shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -14,7 +15,7 @@ from cargan.metrics import bootstrap, cached, load_inception
 
 def config(run: Path, data: Path, **kwargs) -> EvaluateConfig:
     "As small as an evaluation can be."
-    return EvaluateConfig(run, data, pictures=13, listen=13, evaluator=ClassifierConfig(arch="compact", seed=1000, epochs=1), probe=ProbeConfig(epochs=1), **kwargs)
+    return EvaluateConfig(run, data, pictures=13, listen=13, evaluator=ClassifierConfig(arch="compact", seed=1000, epochs=1), judge_steps=1, probe=ProbeConfig(epochs=1), **kwargs)
 
 
 @pytest.fixture
@@ -45,13 +46,13 @@ def test_interrupted_evaluation_starts_again(run, data, monkeypatch):
 
 
 def test_data_without_factors(run, data, tmp_path):
-    "A real data set knows neither rests nor factors: no probes, loudness from the sound, and a report all the same."
+    "A real data set knows neither rests nor factors: no probes, loudness from the sound, and a report all the same, which says that the run saw other pairs."
     bundle = open_bundle(data)
-    bundle.factors.clear()
-    save_bundle(bundle, tmp_path/"plain.npz")
+    save_bundle(replace(bundle, factors={}, pair_id=np.array([f"other_{p}" for p in bundle.pair_id])), tmp_path/"plain.npz")
     metrics = evaluate(config(run, tmp_path/"plain.npz"))
     assert "probes" not in metrics and "rest" not in metrics and metrics["loudness"]
     assert "mean power, dB" in (run/"report.html").read_text()
+    assert not metrics["trained_on_these"] and "not trained on these data" in (run/"report.html").read_text()
 
 
 def test_features_can_be_shared(run, data, tmp_path):
