@@ -17,7 +17,7 @@ import tyro
 from torch import nn
 
 from cargan.attention import ReleasedAttention, SelfAttention
-from cargan.classifier import ClassifierConfig, ImageClassifier
+from cargan.classifier import ClassifierConfig, ImageClassifier, fold_batch_norms
 from cargan.core import seed_everything, write_json
 from cargan.residue import CARGANConfig
 from cargan.training import PRESETS, layout, make_accelerator, make_players, to_device, update_D, update_G
@@ -118,7 +118,7 @@ def our_step(p, batch):
 def count(c: Case) -> Count:
     "One step of ours, counted; only ever called in a process that isn't timed."
     cfg, C, batch = players(c)
-    p, total = make_players(cfg, C, make_accelerator(cfg)), Count()
+    p, total = make_players(cfg, fold_batch_norms(C), make_accelerator(cfg)), Count()
     for net in (p.model, p.D): total.watch(net)
     our_step(p, batch)
     for net in (p.model, p.D): total.adam(net)
@@ -148,7 +148,7 @@ def parts(p, batch: dict) -> dict:
 def measure(c: Case) -> dict:
     cfg, C, batch = players(c)
     if c.what == "reference": ref = Reference(cfg.model, C); step = lambda: ref.step(batch)
-    else: p = make_players(cfg, C, make_accelerator(cfg)); step = lambda: our_step(p, batch)
+    else: p = make_players(cfg, fold_batch_norms(C), make_accelerator(cfg)); step = lambda: our_step(p, batch)
     took = seconds(step, c.seconds)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     timed = parts(p, batch) if c.what == "ours" else {}

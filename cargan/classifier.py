@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['NETS', 'ClassifierConfig', 'small_net', 'compact_net', 'resnet50_net', 'ImageClassifier', 'imagenet_weights',
            'augment_images', 'image_batches', 'confusion_matrix', 'accuracy_report', 'show_confusion', 'fit', 'freeze',
-           'train_classifier', 'save_classifier', 'load_classifier', 'AudioClassifierConfig', 'band_features',
-           'AudioClassifier', 'mel_hz', 'equaliser', 'move_lms', 'add_room', 'add_noise', 'hide', 'augment_lms',
-           'noise_waves', 'audio_labels', 'training_sounds', 'train_audio_classifier', 'predict_label',
+           'fold_batch_norms', 'train_classifier', 'save_classifier', 'load_classifier', 'AudioClassifierConfig',
+           'band_features', 'AudioClassifier', 'mel_hz', 'equaliser', 'move_lms', 'add_room', 'add_noise', 'hide',
+           'augment_lms', 'noise_waves', 'audio_labels', 'training_sounds', 'train_audio_classifier', 'predict_label',
            'load_audio_classifier']
 
 # %% ../nbs/07_classifier.ipynb #77de68da
-import socket, time, warnings
+import copy, socket, time, warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch.fx.experimental.optimization import fuse
 from tqdm.auto import tqdm
 
 from .core import INSTRUMENTS, CarganError, existing_file, from_uint8, load_state, load_weights, save_weights
@@ -249,6 +250,13 @@ def _check_split(cfg, bundle, train_idx, valid_idx):
     label = np.asarray(bundle.label)[np.concatenate([np.asarray(train_idx, int), np.asarray(valid_idx, int)])]
     if label.min() < 0 or label.max() >= cfg.n_classes:
         raise CarganError(f"labels run from {label.min()} to {label.max()}, but the classifier has {cfg.n_classes} classes; set n_classes")
+
+# %% ../nbs/07_classifier.ipynb #282e663f
+def fold_batch_norms(classifier: ImageClassifier) -> ImageClassifier:  # a frozen copy that computes the same, up to rounding
+    "Every batch norm becomes part of the convolution before it."
+    folded = freeze(copy.deepcopy(classifier))
+    folded.net = fuse(folded.net)
+    return freeze(folded)
 
 # %% ../nbs/07_classifier.ipynb #fc074d50
 def train_classifier(cfg: ClassifierConfig,

@@ -18,6 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+# %% ../nbs/00_core.ipynb #7e5cd97d
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 # %% ../nbs/00_core.ipynb #c1dfd96e
 INSTRUMENTS = ("bassoon", "cello", "clarinet", "double_bass", "flute", "horn", "oboe", "sax",
                "trombone", "trumpet", "tuba", "viola", "violin")  # label order, as in Sub-URMP

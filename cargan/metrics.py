@@ -8,6 +8,8 @@ __all__ = ['INCEPTION_SHA256', 'macro_accuracy', 'bootstrap', 'mean_std', 'pixel
            'nearest', 'memorised', 'show_suspicious']
 
 # %% ../nbs/13_metrics.ipynb #77de68da
+from .core import CarganError, existing_file, load_state, load_weights, save_weights, show_images  # first: it forbids ONNX Runtime, which torchmetrics imports too, to report to its makers
+
 import hashlib, math, tempfile
 from pathlib import Path
 
@@ -29,8 +31,6 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 from tqdm.auto import tqdm
-
-from .core import CarganError, existing_file, load_state, load_weights, save_weights, show_images
 
 # %% ../nbs/13_metrics.ipynb #0ade7c2c
 def macro_accuracy(truth: np.ndarray,  # n class numbers

@@ -1,5 +1,5 @@
 "Evaluation where it has to be robust: interrupted, damaged caches, code hidden in files, data without factors, real pairs."
-import json, pickle, shutil
+import json, os, pickle, shutil, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from cargan.data import open_bundle, save_bundle
 from cargan.evaluation import EvaluateConfig, evaluate
 from cargan.listening import ProbeConfig, partners
 from cargan.metrics import bootstrap, cached, load_inception
+from conftest import ROOT
 
 
 def config(run: Path, data: Path, **kwargs) -> EvaluateConfig:
@@ -98,3 +99,11 @@ def test_real_pairs(real_data, run):
     metrics = evaluate(config(run, real_data/"suburmp_real"/"pairs.npz"))
     assert metrics["n"] > 50 and not metrics["recordings_known"] and "probes" not in metrics
     assert "cannot be told apart" in (run/"report.html").read_text()
+
+
+def test_nothing_is_reported(tmp_path):
+    "ONNX Runtime, told nothing, leaves a device identifier in the user's cache, and reports to its makers."
+    code = "import torch; from cargan.metrics import onnx_twin; onnx_twin(torch.nn.Sequential(torch.nn.Linear(3, 2)).eval(), torch.zeros(2, 3))"
+    env = {k: v for k, v in os.environ.items() if k not in ("ORT_DISABLE_TELEMETRY", "CI")}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=env | dict(HOME=str(tmp_path), MPLCONFIGDIR=str(tmp_path)))
+    assert not list(tmp_path.rglob("*onnxruntime*"))
