@@ -6,8 +6,8 @@
 __all__ = ['PAGE', 'PARTS', 'EvaluateConfig', 'name_of', 'long_enough', 'get_judge', 'Pictures', 'Case', 'open_case', 'Part',
            'as_numbers', 'summarise', 'part_accuracy', 'verdict', 'part_listening', 'part_probes', 'real_features',
            'distance_table', 'part_distances', 'part_stages', 'part_attention', 'part_loudness', 'part_training',
-           'part_paper', 'whole_counts', 'as_html', 'as_markdown', 'contact_sheet', 'part_pictures', 'part_conclusions',
-           'headline', 'evaluate', 'write_report', 'metrics_table']
+           'part_paper', 'whole_counts', 'as_html', 'one_level', 'as_markdown', 'contact_sheet', 'part_pictures',
+           'part_conclusions', 'headline', 'evaluate', 'write_report', 'metrics_table']
 
 # %% ../nbs/15_evaluation.ipynb #77de68da
 import base64, copy, time, zlib
@@ -412,9 +412,14 @@ def as_html(table: pd.DataFrame) -> str:
     "A table of the report; cells are escaped."
     return whole_counts(table).to_html(border=0, na_rep="–", float_format=lambda v: f"{v:.0f}" if abs(v) >= 100 else f"{v:.3f}")
 
+def one_level(table: pd.DataFrame) -> pd.DataFrame:
+    "Names that have several parts, joined by commas."
+    join = lambda names: [", ".join(map(str, n)) for n in names] if names.nlevels > 1 else names
+    return table.set_axis(join(table.index)).set_axis(join(table.columns), axis=1)
+
 def as_markdown(title: str, lead: str, parts: list) -> str:
     "The parts for a terminal or a repository."
-    lines, one_level = [f"# {title}", lead], lambda t: t.set_axis([", ".join(map(str, i)) for i in t.index]) if t.index.nlevels > 1 else t
+    lines = [f"# {title}", lead]
     for p in parts:
         lines += [f"## {p.title}", p.text, *(f"![{file}]({file})" for file in p.figures)]
         lines += [f"**{caption}**\n\n{one_level(whole_counts(table)).astype(object).to_markdown(floatfmt='.3f', missingval='–')}" for caption, table in p.tables.items()]
