@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INSTRUMENTS', 'CarganError', 'existing_file', 'writable_folder', 'atomic_path', 'write_json', 'read_json',
-           'save_weights', 'load_weights', 'load_state', 'seed_everything', 'to_uint8', 'from_uint8', 'show_images',
-           'save_figure']
+           'save_weights', 'load_weights', 'load_state', 'seed_everything', 'cores', 'to_uint8', 'from_uint8',
+           'show_images', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #77de68da
 import json, os, random, shutil, tempfile
@@ -124,6 +124,10 @@ def load_state(path: str | Path,  # file written by `torch.save`
 def seed_everything(seed: int):
     "Seed Python's, NumPy's and torch's random generators."
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
+
+def cores() -> int:
+    "How many processes can compute at once: the cores that this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 # %% ../nbs/00_core.ipynb #bc33ea4e
 def to_uint8(img,  # ... x 3 x H x W tensor in [-1, 1]
