@@ -139,7 +139,7 @@ def to_uint8(img,  # ... x 3 x H x W tensor in [-1, 1]
 def from_uint8(img,  # ... x H x W x 3 array or tensor, uint8
               ) -> torch.Tensor:  # ... x 3 x H x W, in [-1, 1]
     "The way back: a stored picture as the network wants it."
-    return torch.as_tensor(img).movedim(-1, -3).float() / 127.5 - 1
+    return torch.as_tensor(img).movedim(-1, -3).to(torch.float32, copy=True).div_(127.5).sub_(1)
 
 # %% ../nbs/00_core.ipynb #7719a1c7
 def show_images(rows,  # rows of pictures: each H x W x 3 uint8, or 3 x H x W in [-1, 1], or H x W (a spectrogram)

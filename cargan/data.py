@@ -6,10 +6,10 @@
 __all__ = ['SPLITS', 'MAX_PIXELS', 'ROWS', 'PART', 'MAX_NPZ_GB', 'Pair', 'recording_of', 'find_layout', 'read_suburmp',
            'read_author_list', 'open_rgb', 'load_picture', 'load_sound', 'load_jet', 'Bundle', 'bad_rows',
            'check_bundle', 'open_bundle', 'save_bundle', 'PrepareConfig', 'read_source', 'read_sound', 'read_part',
-           'manifest', 'cached_part', 'Parts', 'read_parts', 'prepare', 'report_problems', 'read_factors', 'recipe_of',
-           'join_parts', 'write_folder', 'made_from', 'split_recordings', 'check_usual_recipe', 'fingerprint',
-           'PairDataset', 'EpochSampler', 'as_it_is', 'make_loader', 'open_data', 'VideoConfig', 'read_frames',
-           'read_film_sound', 'cut_film', 'cut_videos']
+           'manifest', 'cached_part', 'Parts', 'as_it_is', 'read_parts', 'prepare', 'report_problems', 'read_factors',
+           'recipe_of', 'join_parts', 'write_folder', 'made_from', 'split_recordings', 'check_usual_recipe',
+           'fingerprint', 'announce_rows', 'PairDataset', 'EpochSampler', 'make_loader', 'open_data', 'VideoConfig',
+           'read_frames', 'read_film_sound', 'cut_film', 'cut_videos']
 
 # %% ../nbs/03_data.ipynb #77de68da
 import hashlib, json, os, re, shutil, tempfile, zipfile, zlib
@@ -306,6 +306,8 @@ class Parts(Dataset):
         try: return cached_part(self.folder, i, self.jobs[i], self.cfg), None
         except CarganError as e: return {}, e
 
+def as_it_is(item): return item  # there is nothing to collate
+
 def read_parts(parts: Parts):  # yields the problems of each part, in order
     "Read all parts, in `parts.cfg.workers` processes; raises `CarganError` if one cannot be written or its process dies."
     n = min(parts.cfg.workers or cores(), len(parts))
@@ -438,6 +440,18 @@ def fingerprint(bundle: Bundle) -> str:  # such as "4680-1f0c2b9a"
     parts = (bundle.pair_id, bundle.label, [] if bundle.split is None else bundle.split)
     return f"{len(bundle)}-{zlib.crc32('|'.join(str(v) for part in parts for v in part).encode()):08x}"
 
+# %% ../nbs/03_data.ipynb #5c1d2e04
+def announce_rows(rows: np.ndarray,  # memory-mapped; of any other array there is nothing to announce
+                  idx: np.ndarray,  # positions that will be read next
+                 ):
+    "Ask the system to fetch these rows from the disk now, together, and nothing around them; only a hint."
+    if not isinstance(rows, np.memmap) or not hasattr(os, "posix_fadvise"): return
+    size = rows[0].nbytes
+    try:
+        with open(rows.filename, "rb") as f:
+            for i in idx: os.posix_fadvise(f.fileno(), rows.offset + int(i) % len(rows) * size, size, os.POSIX_FADV_WILLNEED)
+    except OSError: pass  # the file was moved: its rows are read all the same
+
 # %% ../nbs/03_data.ipynb #667be543
 class PairDataset(Dataset):
     "A bundle as network input; reads and converts whole batches."
@@ -457,6 +471,7 @@ class PairDataset(Dataset):
     def __getitems__(self, idx) -> dict:  # mel: B x c x size x size, image: B x 3 x size x size, label: B
         "One batch."
         idx = np.asarray(idx)
+        announce_rows(self.bundle.image, idx); announce_rows(self.bundle.lms_db, idx)
         image = from_uint8(np.asarray(self.bundle.image[idx]))
         if image.shape[-1] != self.size: image = F.interpolate(image, (self.size, self.size), mode="bilinear", antialias=True).clamp(-1, 1)
         lms = torch.from_numpy(np.asarray(self.bundle.lms_db[idx], dtype=np.float32))
@@ -486,8 +501,6 @@ class EpochSampler:
     def __iter__(self): return iter(self.batches.tolist())
 
 # %% ../nbs/03_data.ipynb #c66c6517
-def as_it_is(batch): return batch  # __getitems__ already made a whole batch of it
-
 def make_loader(dataset: PairDataset,
                 sampler: EpochSampler,
                 workers: int = 0,  # loader processes; 0: load in this process

@@ -235,7 +235,7 @@ def denormalize_lms(x,  # in [-1, 1], tensor or numpy
 def resize(x: torch.Tensor, size: int) -> torch.Tensor:  # B x H x W -> B x size x size
     "Bilinear resize that averages where it shrinks."
     if x.ndim != 3: raise CarganError(f"expected a batch B x n_mels x frames of log-mel spectrograms; got shape {tuple(x.shape)}")
-    return F.interpolate(x[:, None], (size, size), mode="bilinear", align_corners=False, antialias=True)[:, 0]
+    return F.interpolate(x[:, None], (size, size), mode="bilinear", align_corners=False, antialias=size < max(x.shape[1:]))[:, 0]
 
 def lms_to_input(lms_db,  # B x n_mels x frames, dB
                  size: int,  # side of the picture to be generated

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cargan.core import INSTRUMENTS, CarganError, from_uint8
-from cargan.data import (Bundle, EpochSampler, PairDataset, PrepareConfig, VideoConfig, cut_videos, load_picture, make_loader, open_bundle,
+from cargan.data import (Bundle, EpochSampler, PairDataset, PrepareConfig, VideoConfig, announce_rows, cut_videos, load_picture, make_loader, open_bundle,
                          open_data, prepare, read_suburmp, save_bundle, split_recordings)
 from cargan.lms import load_audio, log_mel
 
@@ -410,6 +410,14 @@ def test_batches(lms, channels, folder, tmp_path):
     assert all(batch[k].dtype == torch.float32 and -1 <= batch[k].min() <= batch[k].max() <= 1 for k in ("mel", "image"))
     assert torch.equal(batch["image"], from_uint8(np.asarray(b.image[[5, 3, 5]])))
     assert PairDataset(b, 8, lms=lms)[3]["image"].shape == (3, 8, 8)
+
+
+def test_rows_are_announced_of_memory_maps_alone_and_never_in_the_way(tmp_path):
+    save_bundle(toy_bundle(), tmp_path/"b")
+    b = open_bundle(tmp_path/"b")
+    for rows in (b.image, toy_bundle().image): announce_rows(rows, np.array([0, 25, -1]))
+    (tmp_path/"b").rename(tmp_path/"moved")
+    assert torch.equal(PairDataset(b, 16).__getitems__([-1, 3])["image"], from_uint8(toy_bundle().image[[-1, 3]]))
 
 
 def test_worker_processes_change_nothing(tmp_path):
