@@ -5,7 +5,7 @@
 1. The loader (a memory-mapped bundle of random pairs, `make_loader`) in pairs/s: sizes, numbers of worker processes, and the page cache emptied before or
    filled. Beside it, what the training step of bench/results.json takes in (its fastest row of that size), and what one GPU would: the step's FLOPs at
    256 px against `gpu_tflops` x `gpu_share`. That is arithmetic, not a measurement: no GPU is used.
-2. Random batches from the first n pairs of one 256 px bundle of `gb` gigabytes, n growing, cold and after all n pairs were read once.
+2. Random batches from the first n pairs of one 256 px bundle of `gb` gigabytes, n growing: cold, and among pairs that are cached.
 3. With `source` (a data set in the released layout): `cargan prepare` with 1, 2, ... processes, and whether its bytes are the same.
 
 The bundles are written to `folder` (a temporary one) and deleted; `gb` larger than memory is allowed. Emptying the page cache needs Linux."""
@@ -63,12 +63,11 @@ def forget(folder: Path):
         with open(path, "rb+") as f: os.fsync(f.fileno()); os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def remember(folder: Path, pairs: int, n: int):
-    "Read the first `pairs` of `n` pairs once, from front to back."
-    for name in ("image", "lms_db"):
-        left = (folder/f"{name}.npy").stat().st_size * pairs // n
-        with open(folder/f"{name}.npy", "rb", buffering=0) as f:
-            while left > 0 and (got := len(f.read(min(left, 1 << 24)))): left -= got
+def remember(folder: Path):
+    "Read a folder's files once, from front to back."
+    for path in folder.iterdir():
+        with open(path, "rb", buffering=0) as f:
+            while f.read(1 << 24): pass
 
 
 def opened(folder: Path, cold: bool):  # a Bundle
@@ -99,7 +98,7 @@ def rate(dataset: PairDataset, sampler: EpochSampler, workers: int, seconds: flo
     mb = (read_mb() - mb) / count
     del batches, _  # the workers end, and their time is known
     here, there = (cpu_seconds() - cpu) * 1e3 / (n * (count + 1))
-    return dict(pairs_per_s=n * count / took, ms_per_batch=1e3 * took / count, mb_read_per_batch=mb, cpu_ms_here=here, cpu_ms_workers=there)
+    return dict(batches=count, pairs_per_s=n * count / took, ms_per_batch=1e3 * took / count, mb_read_per_batch=mb, cpu_ms_here=here, cpu_ms_workers=there)
 
 
 def loader_rows(cfg: Data) -> list:
@@ -109,7 +108,7 @@ def loader_rows(cfg: Data) -> list:
             for cache in ("cold", "warm"):
                 for workers in cfg.workers:
                     bundle = opened(folder, cache == "cold")
-                    if cache == "warm": remember(folder, len(bundle), len(bundle))
+                    if cache == "warm": remember(folder)
                     measured = rate(PairDataset(bundle, size), EpochSampler(len(bundle), cfg.batch, seed=workers), workers, cfg.seconds)
                     rows.append(dict(what="loader", size=size, workers=workers, cache=cache, batch=cfg.batch, pairs=len(bundle)) | measured)
                     del bundle
@@ -143,17 +142,17 @@ def gpu_row(cfg: Data, rows: list) -> dict:
                 workers_needed=None if one is None else int(np.ceil(takes / one)))
 
 
-def growth_rows(cfg: Data) -> list:
-    rows, size = [], 256
-    with random_bundle(cfg, size, cfg.gb) as folder:
-        bundle = opened(folder, True); total = len(bundle)
-        for n in sorted({max(2 * cfg.batch, total >> k) for k in range(4)}):
-            for cache in ("cold", "read once"):
-                bundle = None  # nothing may be mapped while the cache is emptied
-                bundle = opened(folder, True)
-                if cache != "cold": remember(folder, n, total)
-                measured = rate(PairDataset(bundle, size), EpochSampler(n, cfg.batch), 0, cfg.seconds)
-                rows.append(dict(what="growth", size=size, pairs=n, gb=n * pair_bytes(size) / 1e9, cache=cache, batch=cfg.batch) | measured)
+def growth_rows(cfg: Data, folder: Path) -> list:
+    "Random batches among more and more pairs of one bundle at 256 px: from the disk, then the same pairs again in another order."
+    rows, bundle, total = [], None, len(open_bundle(folder))
+    for n in (max(2 * cfg.batch, total >> k) for k in (3, 2, 1, 0)):
+        bundle = None  # nothing may be mapped while the cache is emptied
+        bundle = opened(folder, True)
+        sampler = EpochSampler(n, cfg.batch)
+        for cache in ("cold", "cached"):
+            measured = rate(PairDataset(bundle, 256), sampler, 0, cfg.seconds)
+            rows.append(dict(what="growth", size=256, pairs=n, gb=n * pair_bytes(256) / 1e9, cache=cache, batch=cfg.batch) | measured)
+            sampler = EpochSampler(np.ravel(sampler.batches[:measured["batches"] + 1]), cfg.batch, seed=1)
     return rows
 
 
@@ -170,15 +169,16 @@ def prepare_rows(cfg: Data) -> list:
 
 
 def show(cfg: Data, rows: list):
-    print(f"{cores()} cores, {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB of memory\n\nloader, pairs/s, batches of {cfg.batch}\nsize workers    cold    warm  CPU ms a pair: here, workers (warm)  times what the step takes in (cold)")
+    print(f"{cores()} cores, {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB of memory")
+    print(f"\nloader, pairs/s, batches of {cfg.batch}\nsize workers    cold    warm  CPU ms a pair: here, workers (warm)  times what the step takes in (cold)")
     loader = {(r["size"], r["workers"], r["cache"]): r for r in rows if r["what"] == "loader"}
     for size, workers in sorted({k[:2] for k in loader}):
         takes, cold, warm = step_takes(cfg, size), loader[size, workers, "cold"]["pairs_per_s"], loader[size, workers, "warm"]
         print(f"{size:4} {workers:7} {cold:7,.0f} {warm['pairs_per_s']:7,.0f} {warm['cpu_ms_here']:20.2f} {warm['cpu_ms_workers']:8.2f} {'step not measured' if takes is None else f'{cold / takes:,.0f}':>38}")
     for r in rows:
         if r["what"] == "gpu": print(f"\none GPU at 256 px: {r['tflops']:.0f} TFLOP/s x {r['share']:.0%} / {r['gflops_per_picture']:.0f} GFLOP = {r['takes_per_s']:,.0f} pictures/s (assumed, not measured); loader processes needed: {r['workers_needed']}")
-    if grown := [r for r in rows if r["what"] == "growth"]: print(f"\nrandom batches of {cfg.batch} pairs at 256 px\n   pairs      GB  cache      ms/batch  MB read/batch")
-    for r in grown: print(f"{r['pairs']:8,} {r['gb']:7.2f}  {r['cache']:9} {r['ms_per_batch']:9.1f} {r['mb_read_per_batch']:14.1f}")
+    if grown := [r for r in rows if r["what"] == "growth"]: print(f"\nrandom batches of {cfg.batch} pairs at 256 px\n   pairs      GB  cache   ms/batch  MB read/batch")
+    for r in grown: print(f"{r['pairs']:8,} {r['gb']:7.2f}  {r['cache']:6} {r['ms_per_batch']:9.1f} {r['mb_read_per_batch']:14.1f}")
     if made := [r for r in rows if r["what"] == "prepare"]: print(f"\nprepare, {cfg.prepare_size} px\nprocesses seconds  pairs/s  same bytes")
     for r in made: print(f"{r['workers']:9} {r['seconds']:7.1f} {r['pairs_per_s']:8,.0f}  {'yes' if r['same_bytes'] else 'NO'}")
 
@@ -196,7 +196,8 @@ def main(cfg: Data):
     check(cfg)
     rows = loader_rows(cfg)
     if 256 in cfg.sizes: rows.append(gpu_row(cfg, rows))
-    if cfg.gb: rows += growth_rows(cfg)
+    if cfg.gb:
+        with random_bundle(cfg, 256, cfg.gb) as folder: rows += growth_rows(cfg, folder)
     if cfg.source: rows += prepare_rows(cfg)
     show(cfg, rows)
     write_json(cfg.out, rows)

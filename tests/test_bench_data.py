@@ -38,7 +38,7 @@ def test_a_bundle_of_the_benchmark_is_a_bundle(tmp_path):
     with bench_data.random_bundle(bench_data.Data(folder=tmp_path), 64, .02) as folder:
         b = open_bundle(folder)
         assert isinstance(b.image, np.memmap) and len(b) == 768 and len(np.unique(b.pair_id)) == 768
-        bench_data.forget(folder); bench_data.remember(folder, 100, len(b))
+        bench_data.forget(folder); bench_data.remember(folder)
         assert (bench_data.opened(folder, True).image[5] == b.image[5]).all()
 
 
