@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INSTRUMENTS', 'CarganError', 'existing_file', 'writable_folder', 'atomic_path', 'write_json', 'read_json',
-           'save_weights', 'load_weights', 'load_state', 'seed_everything', 'to_uint8', 'from_uint8', 'show_images',
-           'save_figure']
+           'save_weights', 'load_weights', 'load_state', 'seed_everything', 'cores', 'to_uint8', 'from_uint8',
+           'show_images', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #77de68da
 import json, os, random, shutil, tempfile
@@ -128,6 +128,10 @@ def seed_everything(seed: int):
     "Seed Python's, NumPy's and torch's random generators."
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
 
+def cores() -> int:
+    "How many processes can compute at once: the cores that this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 # %% ../nbs/00_core.ipynb #bc33ea4e
 def to_uint8(img,  # ... x 3 x H x W tensor in [-1, 1]
             ) -> np.ndarray:  # ... x H x W x 3, uint8
@@ -138,7 +142,7 @@ def to_uint8(img,  # ... x 3 x H x W tensor in [-1, 1]
 def from_uint8(img,  # ... x H x W x 3 array or tensor, uint8
               ) -> torch.Tensor:  # ... x 3 x H x W, in [-1, 1]
     "The way back: a stored picture as the network wants it."
-    return torch.as_tensor(img).movedim(-1, -3).float() / 127.5 - 1
+    return torch.as_tensor(img).movedim(-1, -3).to(torch.float32, copy=True).div_(127.5).sub_(1)
 
 # %% ../nbs/00_core.ipynb #7719a1c7
 def show_images(rows,  # rows of pictures: each H x W x 3 uint8, or 3 x H x W in [-1, 1], or H x W (a spectrogram)

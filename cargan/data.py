@@ -6,14 +6,13 @@
 __all__ = ['SPLITS', 'MAX_PIXELS', 'ROWS', 'PART', 'MAX_NPZ_GB', 'Pair', 'recording_of', 'find_layout', 'read_suburmp',
            'read_author_list', 'open_rgb', 'load_picture', 'load_sound', 'load_jet', 'Bundle', 'bad_rows',
            'check_bundle', 'open_bundle', 'save_bundle', 'PrepareConfig', 'read_source', 'read_sound', 'read_part',
-           'manifest', 'cached_part', 'prepare', 'report_problems', 'read_factors', 'recipe_of', 'join_parts',
-           'write_folder', 'made_from', 'split_recordings', 'check_usual_recipe', 'fingerprint', 'PairDataset',
-           'EpochSampler', 'as_it_is', 'make_loader', 'open_data', 'VideoConfig', 'read_frames', 'read_film_sound',
-           'cut_film', 'cut_videos']
+           'manifest', 'cached_part', 'Parts', 'as_it_is', 'read_parts', 'prepare', 'report_problems', 'read_factors',
+           'recipe_of', 'join_parts', 'write_folder', 'made_from', 'split_recordings', 'check_usual_recipe',
+           'fingerprint', 'announce_rows', 'PairDataset', 'EpochSampler', 'make_loader', 'open_data', 'VideoConfig',
+           'read_frames', 'read_film_sound', 'cut_film', 'cut_videos']
 
 # %% ../nbs/03_data.ipynb #77de68da
 import hashlib, json, os, re, shutil, tempfile, zipfile, zlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -28,7 +27,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from .core import INSTRUMENTS, CarganError, atomic_path, existing_file, from_uint8, write_json, writable_folder
+from .core import INSTRUMENTS, CarganError, atomic_path, cores, existing_file, from_uint8, write_json, writable_folder
 from .lms import LMSConfig, jet_to_values, lms_to_input, lms_to_jet, load_audio, log_mel
 
 # %% ../nbs/03_data.ipynb #fe5dbbce
@@ -247,7 +246,7 @@ class PrepareConfig:
     size: int = 64  # side of the pictures, pixels
     fit: Literal["squeeze", "crop"] = "squeeze"  # non-square frames: squeeze the whole frame, or crop the middle square
     skip_bad: bool = False  # leave out files that cannot be used, instead of stopping
-    workers: int = 0  # threads; 0: one per core
+    workers: int = 0  # processes; 0: one per core. The bytes written do not depend on it
     lms: LMSConfig = LMSConfig()  # the log-mel recipe
 
 PART = 256  # pairs read at a time
@@ -295,11 +294,36 @@ def cached_part(folder: Path, number: int, pairs: list[Pair], cfg: PrepareConfig
     write_json(bad, problems)
     return problems
 
+# %% ../nbs/03_data.ipynb #5c1d2e02
+class Parts(Dataset):
+    "The parts of a preparation: to ask for the `i`-th is to read it."
+    def __init__(self, pairs: list[Pair], folder: Path, cfg: PrepareConfig):
+        self.jobs, self.folder, self.cfg = [pairs[i:i + PART] for i in range(0, len(pairs), PART)], folder, cfg
+
+    def __len__(self): return len(self.jobs)
+
+    def __getitem__(self, i) -> tuple:  # problems, and what kept the part from being written
+        try: return cached_part(self.folder, i, self.jobs[i], self.cfg), None
+        except CarganError as e: return {}, e
+
+def as_it_is(item): return item  # there is nothing to collate
+
+def read_parts(parts: Parts):  # yields the problems of each part, in order
+    "Read all parts, in `parts.cfg.workers` processes; raises `CarganError` if one cannot be written or its process dies."
+    n = min(parts.cfg.workers or cores(), len(parts))
+    try:
+        for problems, error in DataLoader(parts, batch_size=None, num_workers=n if n > 1 else 0, collate_fn=as_it_is, generator=torch.Generator()):
+            if error: raise error
+            yield problems
+    except RuntimeError as e:
+        if not re.search("exited unexpectedly|killed by signal", str(e)): raise
+        raise CarganError(f"one of {n} reading processes died (out of memory?); try again with --workers 1: what was read is kept") from None
+
 # %% ../nbs/03_data.ipynb #98fbc42f
 def prepare(cfg: PrepareConfig) -> Path:  # the bundle
     "Make a bundle from a data set; in parallel, atomically, going on where an earlier call was interrupted."
     if cfg.size < 8: raise CarganError(f"size={cfg.size} is not possible; give at least 8 pixels, such as 64, 128 or 256")
-    if cfg.workers < 0: raise CarganError(f"workers={cfg.workers} is not possible; give 0 or a number of threads")
+    if cfg.workers < 0: raise CarganError(f"workers={cfg.workers} is not possible; give 0 or a number of processes")
     pairs, problems = read_source(cfg.source)
     name, out = manifest(pairs, cfg), Path(cfg.out)
     gigabytes = len(pairs) * (3 * cfg.size**2 + 2 * cfg.lms.n_mels * cfg.lms.frames) / 1e9
@@ -309,12 +333,11 @@ def prepare(cfg: PrepareConfig) -> Path:  # the bundle
         if made_from(out) == name: print(f"{out} is up to date"); return out
         raise CarganError(f"{out} exists and was made from something else; remove it or give another --out")
     folder = writable_folder(out.parent/f".{out.name}.{name}.parts")
-    jobs = [pairs[i:i + PART] for i in range(0, len(pairs), PART)]
-    with ThreadPoolExecutor(cfg.workers or os.cpu_count()) as pool, tqdm(total=len(pairs), desc="preparing", unit="pair", disable=None) as bar:
-        for job, found in zip(jobs, pool.map(lambda a: cached_part(folder, *a, cfg), enumerate(jobs))):
-            problems |= found; bar.update(len(job))
+    parts = Parts(pairs, folder, cfg)
+    with tqdm(total=len(pairs), desc="preparing", unit="pair", disable=None) as bar:
+        for job, found in zip(parts.jobs, read_parts(parts)): problems |= found; bar.update(len(job))
     report_problems(problems, len(pairs), cfg, folder)
-    try: join_parts([folder/f"part_{i:05d}.npz" for i in range(len(jobs))], folder/out.name, cfg, name)
+    try: join_parts([folder/f"part_{i:05d}.npz" for i in range(len(parts))], folder/out.name, cfg, name)
     except CarganError: shutil.rmtree(folder); raise
     os.replace(folder/out.name, out)
     shutil.rmtree(folder)
@@ -417,6 +440,18 @@ def fingerprint(bundle: Bundle) -> str:  # such as "4680-1f0c2b9a"
     parts = (bundle.pair_id, bundle.label, [] if bundle.split is None else bundle.split)
     return f"{len(bundle)}-{zlib.crc32('|'.join(str(v) for part in parts for v in part).encode()):08x}"
 
+# %% ../nbs/03_data.ipynb #5c1d2e04
+def announce_rows(rows: np.ndarray,  # memory-mapped; of any other array there is nothing to announce
+                  idx: np.ndarray,  # positions that will be read next
+                 ):
+    "Ask the system to fetch these rows from the disk now, together, and nothing around them; only a hint."
+    if not isinstance(rows, np.memmap) or not hasattr(os, "posix_fadvise"): return
+    size = rows[0].nbytes
+    try:
+        with open(rows.filename, "rb") as f:
+            for i in idx: os.posix_fadvise(f.fileno(), rows.offset + int(i) % len(rows) * size, size, os.POSIX_FADV_WILLNEED)
+    except OSError: pass  # the file was moved: its rows are read all the same
+
 # %% ../nbs/03_data.ipynb #667be543
 class PairDataset(Dataset):
     "A bundle as network input; reads and converts whole batches."
@@ -436,6 +471,7 @@ class PairDataset(Dataset):
     def __getitems__(self, idx) -> dict:  # mel: B x c x size x size, image: B x 3 x size x size, label: B
         "One batch."
         idx = np.asarray(idx)
+        announce_rows(self.bundle.image, idx); announce_rows(self.bundle.lms_db, idx)
         image = from_uint8(np.asarray(self.bundle.image[idx]))
         if image.shape[-1] != self.size: image = F.interpolate(image, (self.size, self.size), mode="bilinear", antialias=True).clamp(-1, 1)
         lms = torch.from_numpy(np.asarray(self.bundle.lms_db[idx], dtype=np.float32))
@@ -465,8 +501,6 @@ class EpochSampler:
     def __iter__(self): return iter(self.batches.tolist())
 
 # %% ../nbs/03_data.ipynb #c66c6517
-def as_it_is(batch): return batch  # __getitems__ already made a whole batch of it
-
 def make_loader(dataset: PairDataset,
                 sampler: EpochSampler,
                 workers: int = 0,  # loader processes; 0: load in this process

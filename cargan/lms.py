@@ -108,14 +108,13 @@ def log_mel(wave,  # ... x samples, tensor or numpy, in [-1, 1] at cfg.sample_ra
     if n <= cfg.n_fft // 2: raise CarganError(f"{n} samples are too short for windows of {cfg.n_fft}; give more than {cfg.n_fft // 2}")
     if not wave.numel(): return wave.new_zeros(*wave.shape[:-1], cfg.n_mels, n // cfg.hop + 1)
     window, bank, lo, hi = mel_bank(cfg, wave.device, wave.dtype)
-    def mel_power(x):  # clips x samples -> clips x n_mels x frames
-        x = F.pad(x[:, None], (cfg.n_fft // 2,) * 2, mode="reflect")[:, 0]
+    half, few = cfg.n_fft // 2, max(1, (260_000 if wave.device.type == "cpu" else 2 ** 26) // n)
+    def decibels(x):  # clips x samples -> clips x n_mels x frames
+        x = torch.cat([x[:, 1:half + 1].flip(1), x, x[:, -half - 1:-1].flip(1)], 1)  # reflected; on a CPU F.pad takes three times as long
         X = torch.fft.rfft(x.unfold(-1, cfg.n_fft, cfg.hop) * window)[..., lo:hi]  # clips x frames x k
-        return bank @ (X.real.square() + X.imag.square()).mT
-    few = max(1, (700_000 if wave.device.type == "cpu" else 2 ** 26) // n)
+        return 10 * F.linear(X.real.square() + X.imag.square(), bank).clamp(min=cfg.amin).log10().mT
     with torch.autocast(wave.device.type, enabled=False):  # half precision would lose the quiet partials
-        power = torch.cat([mel_power(x) for x in wave.reshape(-1, n).split(few)])
-        return (10 * power.clamp(min=cfg.amin).log10()).reshape(*wave.shape[:-1], cfg.n_mels, power.shape[-1])
+        return torch.cat([decibels(x) for x in wave.reshape(-1, n).split(few)]).reshape(*wave.shape[:-1], cfg.n_mels, -1)
 
 # %% ../nbs/01_lms.ipynb #4d134bc0
 def show_lms(lms_db,  # n_mels x frames, dB
@@ -199,7 +198,7 @@ def load_audio(path: str | Path,  # WAV, FLAC, OGG, MP3, or whatever else libsnd
     "A sound file at `sample_rate`, channels averaged; raises `CarganError` if it is missing, a folder, empty, damaged or not finite."
     if not 0 < sample_rate < float("inf"): raise CarganError(f"the sample rate must be positive; got {sample_rate}")
     x, rate = read_samples(path)
-    x = x.mean(1, dtype=np.float32)
+    x = x @ np.full(x.shape[1], 1 / x.shape[1], np.float32)  # the mean: numpy's own is slow over so few numbers
     if rate != sample_rate: x = soxr.resample(x, rate, sample_rate).astype(np.float32)
     if not len(x): raise CarganError(f"sound file {path} is shorter than one sample at {sample_rate} Hz; give a longer one")
     return x
@@ -236,7 +235,7 @@ def denormalize_lms(x,  # in [-1, 1], tensor or numpy
 def resize(x: torch.Tensor, size: int) -> torch.Tensor:  # B x H x W -> B x size x size
     "Bilinear resize that averages where it shrinks."
     if x.ndim != 3: raise CarganError(f"expected a batch B x n_mels x frames of log-mel spectrograms; got shape {tuple(x.shape)}")
-    return F.interpolate(x[:, None], (size, size), mode="bilinear", align_corners=False, antialias=True)[:, 0]
+    return F.interpolate(x[:, None], (size, size), mode="bilinear", align_corners=False, antialias=size < max(x.shape[1:]))[:, 0]
 
 def lms_to_input(lms_db,  # B x n_mels x frames, dB
                  size: int,  # side of the picture to be generated

@@ -7,7 +7,7 @@ __all__ = ['RELEASED', 'COLUMNS', 'SynthConfig', 'check_synth', 'Job', 'recordin
            'render_job', 'render_jobs', 'settings', 'is_rendered', 'render_dataset']
 
 # %% ../nbs/02_synth.ipynb #77de68da
-import csv, os
+import csv
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ import soundfile as sf
 from PIL import Image
 from tqdm import tqdm
 
-from .core import CarganError, INSTRUMENTS, atomic_path, read_json, write_json
+from .core import CarganError, INSTRUMENTS, atomic_path, cores, read_json, write_json
 # scene and sound in one place: whoever uses the data set imports from here
 from .scene import Factors, Performer, RANGES, draw_scene, make_performer, pitch_position, visible_cues
 from .sound import SAMPLE_RATE, SoundConfig, melody, midi_renderer, render_notes, render_recording, soundfont_bytes
@@ -118,7 +118,7 @@ def render_job(cfg: SynthConfig, job: Job, root: Path) -> list:  # rows of facto
 # %% ../nbs/02_synth.ipynb #472b07b9
 def render_jobs(cfg: SynthConfig, jobs: list, root: Path):  # yields each job's rows, in order
     "Render all jobs, in as many processes as asked for."
-    n = min(cfg.workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)), len(jobs))
+    n = min(cfg.workers or cores(), len(jobs))
     if n == 1: yield from (render_job(cfg, job, root) for job in jobs); return
     with ProcessPoolExecutor(n, mp_context=get_context("spawn")) as pool:
         try: yield from pool.map(render_job, [cfg] * len(jobs), jobs, [root] * len(jobs))

@@ -1,5 +1,5 @@
 "Readers, bundles, preparation, splits, order: properties that hold for any input, and every class of bad input."
-import signal, subprocess, sys, time
+import os, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cargan.core import INSTRUMENTS, CarganError, from_uint8
-from cargan.data import (Bundle, EpochSampler, PairDataset, PrepareConfig, VideoConfig, cut_videos, load_picture, make_loader, open_bundle,
+from cargan.data import (Bundle, EpochSampler, PairDataset, PrepareConfig, VideoConfig, announce_rows, cut_videos, load_picture, make_loader, open_bundle,
                          open_data, prepare, read_suburmp, save_bundle, split_recordings)
 from cargan.lms import load_audio, log_mel
 
@@ -144,12 +144,39 @@ def test_reads_the_released_layout(layout, tmp_path):
     assert set(b.recording[train]) == {"tuba00", "cello00"} and set(b.recording[held]) == {"tuba01", "cello01"}
 
 
-def test_two_preparations_are_the_same_to_the_byte(layout, tmp_path):
-    a, b, folder = (prepare(PrepareConfig(layout, tmp_path/name, size=16, workers=w)) for name, w in (("a.npz", 1), ("b.npz", 3), ("c", 2)))
+@pytest.mark.parametrize("part", [256, 5], ids=["one part", "three parts"])
+def test_any_number_of_processes_gives_the_same_bytes(part, layout, tmp_path, monkeypatch):
+    import cargan.data as d
+    monkeypatch.setattr(d, "PART", part)
+    a, b, folder = (prepare(PrepareConfig(layout, tmp_path/name, size=16, workers=w)) for name, w in (("a.npz", 1), ("b.npz", 2), ("c", 2)))
     assert a.read_bytes() == b.read_bytes()
     a, c = open_bundle(a), open_bundle(folder)
     for name in ("image", "lms_db", "label", "pair_id", "recording", "split"): np.testing.assert_array_equal(getattr(a, name), getattr(c, name))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["Sub-URMP", "a.npz", "b.npz", "c"]  # nothing is left lying about
+
+
+def test_a_process_that_dies_is_one_sentence_and_can_be_made_good(layout, tmp_path, monkeypatch):
+    import cargan.data as d
+    load, cfg, here = d.load_picture, PrepareConfig(layout, tmp_path/"b.npz", size=16, workers=2), os.getpid()
+    def deadly(path, *a):
+        if path.stem == "tuba01_700" and os.getpid() != here: os.kill(os.getpid(), signal.SIGKILL)
+        return load(path, *a)
+    monkeypatch.setattr(d, "PART", 2); monkeypatch.setattr(d, "load_picture", deadly)
+    with pytest.raises(CarganError, match="reading processes died.*--workers 1") as e: prepare(cfg)
+    assert "\n" not in str(e.value) and not cfg.out.exists()
+    again = prepare(replace(cfg, workers=1))
+    monkeypatch.undo()
+    assert again.read_bytes() == prepare(replace(cfg, out=tmp_path/"whole.npz")).read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["Sub-URMP", "b.npz", "whole.npz"]
+
+
+def test_what_fails_in_a_process_is_said_as_it_would_be_here(layout, tmp_path, monkeypatch):
+    import cargan.data as d
+    def full(path, obj): raise CarganError(f"cannot write {path} (No space left on device); check the disk and the permissions")
+    monkeypatch.setattr(d, "PART", 2); monkeypatch.setattr(d, "write_json", full)
+    for workers in (1, 2):
+        with pytest.raises(CarganError, match="^cannot write .*part_00000.json .No space left") as e: prepare(PrepareConfig(layout, tmp_path/"b.npz", size=16, workers=workers))
+        assert "\n" not in str(e.value) and not (tmp_path/"b.npz").exists()
 
 
 def wav(path: Path, x, rate=44100, **kw): sf.write(path, x, rate, **kw)
@@ -253,7 +280,7 @@ def test_killed_in_the_middle_and_taken_up_again(layout, tmp_path, monkeypatch):
     assert 2 <= done < 6 and not out.exists()
     monkeypatch.setattr(d, "PART", 2)
     monkeypatch.setattr(d, "load_picture", lambda *a: read.append(a[0]) or load(*a))
-    prepare(PrepareConfig(layout, out, size=16))
+    prepare(PrepareConfig(layout, out, size=16, workers=1))
     assert len(read) == 12 - 2 * done
     assert out.read_bytes() == whole.read_bytes() and not list(tmp_path.glob(".*"))
 
@@ -383,6 +410,14 @@ def test_batches(lms, channels, folder, tmp_path):
     assert all(batch[k].dtype == torch.float32 and -1 <= batch[k].min() <= batch[k].max() <= 1 for k in ("mel", "image"))
     assert torch.equal(batch["image"], from_uint8(np.asarray(b.image[[5, 3, 5]])))
     assert PairDataset(b, 8, lms=lms)[3]["image"].shape == (3, 8, 8)
+
+
+def test_rows_are_announced_of_memory_maps_alone_and_never_in_the_way(tmp_path):
+    save_bundle(toy_bundle(), tmp_path/"b")
+    b = open_bundle(tmp_path/"b")
+    for rows in (b.image, toy_bundle().image): announce_rows(rows, np.array([0, 25, -1]))
+    (tmp_path/"b").rename(tmp_path/"moved")
+    assert torch.equal(PairDataset(b, 16).__getitems__([-1, 3])["image"], from_uint8(toy_bundle().image[[-1, 3]]))
 
 
 def test_worker_processes_change_nothing(tmp_path):
