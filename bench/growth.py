@@ -1,25 +1,26 @@
 """How time and memory grow: of a training step with the size of the picture, of attention with the number of positions. Writes bench/growth.json.
 
-  python bench/growth.py [--sizes 64 128 256 512] [--positions 256 1024 4096 16384 65536] [--out bench/growth.json]
+  python bench/growth.py [--what step memory attention operations] [--sizes 64 128 256 512] [--out bench/growth.json]
 
 Every row is measured in a process of its own: seconds of one call, and by how much its first call made the process's largest resident set grow
-(after a step at 32 px, or attention on 64 positions, which load the libraries).
+(after a small step or a small map, which load the libraries). Rows of kinds not named in `--what` are kept as they are in the file.
   step        base 8, D 8 channels, small C, one random pair: with the paper's attention, and without any
   memory      base 24, D 16, small C, 8 to 32 pairs, beside what `cargan.speed.step_cost` predicts
   attention   128 channels, so queries, keys and values of 16 numbers; one map, forward and backward; fused (ours), and with its matrix written
               down (bench/reference.py)
   operations  one step at 128 px (batch 4, base 64, D 4, ResNet50 with random weights): FLOPs, bytes and seconds of each tensor operation
 Exponents are slopes of least-squares lines through log(value) against log(side) or log(positions), of the three largest."""
-import multiprocessing, resource, time
+import math, multiprocessing, resource, sys, time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
 
 from cargan.attention import SelfAttention
 from cargan.classifier import ImageClassifier
-from cargan.core import seed_everything, write_json
+from cargan.core import CarganError, read_json, seed_everything, write_json
 from cargan.residue import CARGANConfig
 from cargan.speed import StepMeter, exponents, step_cost
 from cargan.training import PRESETS, make_accelerator, make_players
@@ -29,8 +30,9 @@ from step import Case, our_step, peaks, players
 
 @dataclass(frozen=True)
 class Growth:
+    what: tuple[Literal["step", "memory", "attention", "operations"], ...] = ("step", "memory", "attention", "operations")  # kinds to measure
     sizes: tuple[int, ...] = (64, 128, 256, 512)  # pixels of a side; powers of two
-    positions: tuple[int, ...] = (256, 1024, 4096, 16384, 65536)  # squares
+    positions: tuple[int, ...] = (256, 1024, 4096, 9216, 16384, 65536)  # squares
     naive_up_to: int = 16384  # positions whose matrix still fits into memory: it takes about 16 bytes x positions^2
     out: Path = Path("bench/growth.json")
 
@@ -38,7 +40,7 @@ class Growth:
 def peak_mb() -> float: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measured(f, budget: float = 2.) -> dict:
+def measured(f, budget: float = 1.) -> dict:
     "What the first call adds to memory, and the seconds of the fastest of a few; what takes long is called once."
     before, times, grew = peak_mb(), [], None
     while not times or sum(times) < budget:
@@ -60,9 +62,9 @@ def make_step(cfg):
 def step(what: str, size: int, variant: str, base: int, d_base: int, batch: int) -> dict:
     seed_everything(0)
     cfg = replace(PRESETS["lab"], model=CARGANConfig(size=size, base=base, d_base=d_base, attention=variant), batch_size=batch, device="cpu", ema=0.)
-    make_step(replace(cfg, model=replace(cfg.model, size=32)))()
+    make_step(replace(cfg, model=CARGANConfig(size=32, base=4, d_base=4), batch_size=1))()
     cost = measured(make_step(cfg))
-    return dict(what=what, variant=variant, size=size, base=base, batch=batch, **cost, predicted_mb=step_cost(cfg, batch).peak / 2**20)
+    return dict(what=what, variant=variant, size=size, base=base, batch=batch, **cost, **(dict(predicted_mb=step_cost(cfg, batch).peak / 2**20) if what == "memory" else {}))
 
 
 def attention(positions: int, variant: str) -> dict:
@@ -89,18 +91,29 @@ def cases(cfg: Growth):
     "(function, its arguments), in the order of measurement."
     for variant in ("none", "sagan"):
         for size in cfg.sizes: yield step, dict(what="step", size=size, variant=variant, base=8, d_base=8, batch=1)
-    for size, batch in ((64, 8), (64, 32), (128, 8)): yield step, dict(what="memory", size=size, variant="sagan", base=24, d_base=16, batch=batch)
+    for size, batch in ((64, 8), (64, 32), (128, 8), (128, 16)): yield step, dict(what="memory", size=size, variant="sagan", base=24, d_base=16, batch=batch)
     for variant in ("fused", "naive"):
         for n in cfg.positions:
             if variant == "fused" or n <= cfg.naive_up_to: yield attention, dict(positions=n, variant=variant)
     yield operations, {}
 
 
+def check(cfg: Growth):
+    "Refuse what cannot be measured before anything is."
+    for n in cfg.sizes:
+        if n < 64 or n & (n - 1): raise CarganError(f"sizes: {n} is not possible; give powers of two, at least 64")
+    for n in (*cfg.positions, cfg.naive_up_to):
+        if n < 1 or math.isqrt(n) ** 2 != n: raise CarganError(f"positions: {n} is not possible; give squares, such as 4096")
+
+
 def main(cfg: Growth):
-    context, rows = multiprocessing.get_context("forkserver"), []
+    check(cfg)
+    context = multiprocessing.get_context("forkserver")
+    rows = [r for r in (read_json(cfg.out, "growth")["rows"] if cfg.out.exists() else []) if r["what"] not in cfg.what]
     context.set_forkserver_preload(["cargan.speed"])  # imported once, not for each row
     with context.Pool(1, maxtasksperchild=1) as pool:
         for function, case in cases(cfg):
+            if case.get("what", function.__name__) not in cfg.what: continue
             rows.append(r := pool.apply(function, kwds=case))
             print(" ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in r.items() if k != "operations"), flush=True)
     fitted = exponents(rows)
@@ -108,4 +121,8 @@ def main(cfg: Growth):
     write_json(cfg.out, dict(threads=torch.get_num_threads(), torch=torch.__version__, exponents=fitted, rows=rows))
 
 
-if __name__ == "__main__": main(tyro.cli(Growth, description=__doc__))
+if __name__ == "__main__":
+    try: main(tyro.cli(Growth, description=__doc__))
+    except CarganError as e:
+        print(f"growth: {e}", file=sys.stderr)
+        sys.exit(2)
