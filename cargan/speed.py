@@ -91,7 +91,7 @@ def show_roofline(t: pd.DataFrame,  # from `roofline`
     bars.set(xlabel="seconds of a step"); bars.legend(fontsize=8)
     return fig
 
-# %% ../nbs/16_speed.ipynb #d435a6cd
+# %% ../nbs/16_speed.ipynb #12c6fc06
 def exponent(x, y) -> float:
     "p of `y = c·x^p`: slope of the least-squares line through log x and log y."
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
@@ -109,7 +109,7 @@ def exponents(rows: list,  # of `bench/growth.json`
     return [dict(what=what, variant=variant, **{name: fit(rs, "size" if what == "step" else "positions", name) for name in ("seconds", "grew_mb")})
             for (what, variant), rs in series.items()]
 
-# %% ../nbs/16_speed.ipynb #f6e1126c
+# %% ../nbs/16_speed.ipynb #4d134bc0
 def show_growth(rows: list,  # of `bench/growth.json`
                ):  # the matplotlib figure
     "Time and memory against the picture's side, and against attention's positions; exponents in the legend."
@@ -117,7 +117,7 @@ def show_growth(rows: list,  # of `bench/growth.json`
     for i, (what, by) in enumerate((("step", "size"), ("attention", "positions"))):
         for ax, name, unit in zip(axs[2 * i:], ("seconds", "grew_mb"), ("s", "MB")):
             for e in exponents([r for r in rows if r["what"] == what]):
-                rs = [r for r in rows if (r["what"], r["variant"]) == (what, e["variant"])]
+                rs = [r for r in rows if r["what"] == what and r["variant"] == e["variant"]]
                 label = dict(none="no attention", sagan="attention").get(e["variant"], e["variant"])
                 ax.loglog([r[by] for r in rs], [r[name] for r in rs], "o-", label=f"{label}: {e[name]:.2f}")
             ax.set(title=f"{what}: {dict(s='time', MB='memory')[unit]}", xlabel=dict(size="side, pixels", positions="positions")[by], ylabel=unit)
@@ -125,7 +125,7 @@ def show_growth(rows: list,  # of `bench/growth.json`
             ax.legend(fontsize=8)
     return fig
 
-# %% ../nbs/16_speed.ipynb #7719a1c7
+# %% ../nbs/16_speed.ipynb #0a57cb53
 @dataclass(frozen=True)
 class StepCost:
     "What one process needs for one pass through a training step."
@@ -145,7 +145,7 @@ def fake_players(cfg: TrainConfig) -> Players:
     plain = lambda net: torch.optim.SGD([q for q in net.parameters() if q.requires_grad])  # keeps nothing: Adam is added by hand
     return Players(cfg, make_accelerator(cfg), model.train(), D.train(), plain(model), plain(D))
 
-# %% ../nbs/16_speed.ipynb #22d200f8
+# %% ../nbs/16_speed.ipynb #7719a1c7
 @lru_cache(64)
 def step_cost(cfg: TrainConfig,  # of its batch only `pairs` are taken
               pairs: int,  # at a time in this process, at least 1
@@ -171,10 +171,10 @@ def step_cost(cfg: TrainConfig,  # of its batch only `pairs` are taken
 # %% ../nbs/16_speed.ipynb #cb7a1d77
 def at_batch(cfg: TrainConfig, pairs: int,  # at a time in one process
             ) -> dict:  # bytes: activations, peak; FLOPs of these pairs
-    "The straight line through the costs of 2 and of 4 pairs."
+    "The costs of 2 and of 4 pairs, continued in straight lines: one for each moment of the step, and `peak` is the highest."
     two, four = step_cost(cfg, 2), step_cost(cfg, 4)
-    line = lambda name: getattr(two, name) + (pairs - 2) * (getattr(four, name) - getattr(two, name)) / 2
-    return {name: line(name) for name in ("activations", "peak", "flops")}
+    line = lambda a, b: a + (pairs - 2) * (b - a) / 2
+    return dict(activations=line(two.activations, four.activations), peak=line(two.curve, four.curve).max(), flops=line(two.flops, four.flops))
 
 def plan(cfg: TrainConfig = TrainConfig(),
          gpus: int = 1,  # processes, one for each GPU
@@ -198,12 +198,12 @@ def plan(cfg: TrainConfig = TrainConfig(),
                          s_per_step=step, h_per_epoch=step * (pairs // cfg.batch_size) / 3600))
     return pd.DataFrame(rows)
 
-# %% ../nbs/16_speed.ipynb #fb644351
+# %% ../nbs/16_speed.ipynb #827bfc45
 LAUNCH = {
     "one GPU": "accelerate launch --num_processes 1 -m cargan.cli train --preset paper --data DATA --out RUN --precision bf16",
     "4 GPUs, one machine": "accelerate launch --multi_gpu --num_processes 4 -m cargan.cli train --preset paper --data DATA --out RUN --precision bf16",
     "2 machines x 4 GPUs, on each (R: 0 on the first, 1 on the second; HOST: the first's address)":
         "accelerate launch --multi_gpu --num_machines 2 --num_processes 8 --machine_rank R --main_process_ip HOST --main_process_port 29500 "
         "-m cargan.cli train --preset paper --data DATA --out RUN --precision bf16",
-    "two processes, no GPU": "accelerate launch --cpu --num_processes 2 --num_cpu_threads_per_process 1 -m cargan.cli train --preset lab --data DATA --out RUN --device cpu",
+    "two processes, no GPU": "torchrun --standalone --nproc_per_node 2 -m cargan.cli train --preset lab --data DATA --out RUN --device cpu",
 }
