@@ -121,7 +121,7 @@ def show_growth(rows: list,  # of `bench/growth.json`
                 label = dict(none="no attention", sagan="attention").get(e["variant"], e["variant"])
                 ax.loglog([r[by] for r in rs], [r[name] for r in rs], "o-", label=f"{label}: {e[name]:.2f}")
             ax.set(title=f"{what}: {dict(s='time', MB='memory')[unit]}", xlabel=dict(size="side, pixels", positions="positions")[by], ylabel=unit)
-            ax.set_xticks(ticks := sorted({r[by] for r in rows if r["what"] == what}), ticks, fontsize=8); ax.minorticks_off()
+            ax.set_xticks([], minor=True); ax.set_xticks(ticks := sorted({r[by] for r in rows if r["what"] == what}), ticks, fontsize=8, rotation=30)
             ax.legend(fontsize=8)
     return fig
 
@@ -168,7 +168,7 @@ def step_cost(cfg: TrainConfig,  # of its batch only `pairs` are taken
     return StepCost(pairs, sum(r["flops"] for r in meter.rows), weights, learn, 2 * learn, average,
                     int(curve[backward - 1]) - weights - 2 * learn - average, int(curve.max()), curve)
 
-# %% ../nbs/16_speed.ipynb #cb7a1d77
+# %% ../nbs/16_speed.ipynb #fc074d50
 def at_batch(cfg: TrainConfig, pairs: int,  # at a time in one process
             ) -> dict:  # bytes: activations, peak; FLOPs of these pairs
     "The costs of 2 and of 4 pairs, continued in straight lines: one for each moment of the step, and `peak` is the highest."
@@ -183,7 +183,7 @@ def plan(cfg: TrainConfig = TrainConfig(),
          tflops: float = 989.,  # stated peak of one GPU at that precision, 10^12 a second; an H100's, dense bf16
          share: float = 0.2,  # of that peak, assumed: nobody measured it
          pairs: int = 71_230,  # training pairs of an epoch; Sub-URMP's download has so many
-        ) -> pd.DataFrame:  # a row for each possible --accumulate up to 16; memory of one GPU in GB
+        ) -> pd.DataFrame:  # a row for each possible --accumulate up to 16; GB and 10^12 FLOPs of one GPU
     "Arithmetic, not measurement: memory and time of a training step on GPUs."
     if min(gpus, memory_gb, tflops, share, pairs) <= 0: raise CarganError("gpus, memory_gb, tflops, share and pairs of a plan must be above 0")
     cfg = replace(cfg, precision=precision or cfg.precision, out=TrainConfig.out, data=TrainConfig.data)
@@ -195,10 +195,10 @@ def plan(cfg: TrainConfig = TrainConfig(),
         gb = {k: getattr(cost, k) / 1e9 for k in ("weights", "gradients", "adam", "average")} | dict(activations=a["activations"] / 1e9, peak=(a["peak"] + buckets) / 1e9)
         step = a["flops"] * accumulate / (share * tflops * 1e12)
         rows.append(dict(accumulate=accumulate, pairs=n, **gb, fits=gb["peak"] < 0.9 * memory_gb, tflop=a["flops"] * accumulate / 1e12,
-                         s_per_step=step, h_per_epoch=step * (pairs // cfg.batch_size) / 3600))
+                         s_per_step=step, min_per_epoch=step * (pairs // cfg.batch_size) / 60))
     return pd.DataFrame(rows)
 
-# %% ../nbs/16_speed.ipynb #827bfc45
+# %% ../nbs/16_speed.ipynb #fb644351
 LAUNCH = {
     "one GPU": "accelerate launch --num_processes 1 -m cargan.cli train --preset paper --data DATA --out RUN --precision bf16",
     "4 GPUs, one machine": "accelerate launch --multi_gpu --num_processes 4 -m cargan.cli train --preset paper --data DATA --out RUN --precision bf16",
