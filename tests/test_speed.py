@@ -1,0 +1,44 @@
+"What the notebook on speed doesn't need to show: launch lines name real options, and its benchmarks run and refuse."
+import json, re, subprocess, sys
+from dataclasses import fields
+
+import pytest
+
+from cargan.speed import LAUNCH
+from cargan.training import TrainConfig
+from conftest import ROOT
+
+
+def run(*command): return subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_launch_lines_name_options_that_exist():
+    known = {name: set(re.findall(r"--[\w-]+", run("-m", module, "--help").stdout))
+             for name, module in {"accelerate launch": "accelerate.commands.launch", "torchrun": "torch.distributed.run"}.items()}
+    known = {name: {option.replace("-", "_") for option in options} for name, options in known.items()}
+    ours = {f"--{f.name.replace('_', '-')}" for f in fields(TrainConfig)} | {"--preset"}
+    for line in LAUNCH.values():
+        theirs, _, rest = line.partition(" -m cargan.cli train ")
+        launcher = next(name for name in known if theirs.startswith(name))
+        options = re.findall(r"--\w+", theirs)
+        assert options and {o.replace("-", "_") for o in options} <= known[launcher], line
+        assert set(re.findall(r"--[\w-]+", rest)) <= ours, line
+    assert "--main_process_ip".replace("-", "_") in known["accelerate launch"] and "__no_such_option" not in known["accelerate launch"]
+
+
+def test_growth_of_attention(tmp_path):
+    "Tiny maps; rows of other kinds stay as they are in the file."
+    out = tmp_path/"growth.json"
+    out.write_text(json.dumps(dict(rows=[dict(what="memory", kept=True)])))
+    done = run("bench/growth.py", "--what", "attention", "--positions", 64, 256, "--naive-up-to", 64, "--out", out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads(out.read_text())["rows"]
+    assert [(r.get("variant"), r.get("positions")) for r in rows] == [(None, None), ("fused", 64), ("fused", 256), ("naive", 64)]
+    assert all(r["seconds"] > 0 for r in rows[1:])
+
+
+@pytest.mark.parametrize("script, option, value, words", [
+    ("growth", "--positions", 10, "squares"), ("growth", "--sizes", 100, "powers of two"), ("scaling", "--seconds", -1, "between 0 and 600")])
+def test_benchmarks_refuse_in_one_line(tmp_path, script, option, value, words):
+    done = run(f"bench/{script}.py", option, value, "--out", tmp_path/"x.json")
+    assert done.returncode and words in done.stderr and len(done.stderr.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
