@@ -5,13 +5,14 @@
 64 px has the widths of the preset `lab`, 128 and 256 px those of `paper` (base 64, ResNet50); weights are random, so the pictures are too. Input of all three
 is half a second in decibels and a label. "from sound" begins with 22,050 samples and ends with 8-bit pictures: log-mel, cascade, rounding.
 Calls alternate between engines and numbers of threads, so that all share the machine's good and bad moments. A batch expected to take longer than
-`--longest` a call is left out. Rows of other models that `--out` holds already are kept."""
+`--longest` a call is left out. Each batch's rows are written as soon as they are there; rows of other models and batches that `--out` holds already are kept."""
 import json, tempfile, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import onnxruntime
 import torch
 import tyro
 
@@ -73,9 +74,9 @@ def alternate(calls: dict, inputs: tuple, seconds: float) -> dict:
 
 
 @torch.inference_mode()
-def measure(name: str, model: CARGAN, cfg: Bench) -> list[dict]:
-    "All rows of one model."
-    rows, alone = [], {}
+def measure(name: str, model: CARGAN, cfg: Bench, machine: dict):
+    "All rows of one model, printed and written."
+    alone = {}
     with tempfile.TemporaryDirectory() as folder: made, off = engines(model, cfg.threads, Path(folder))
     print(f"\n{name}: onnxruntime differs from PyTorch by at most {off:.0e}\nengine                 threads batch  pictures/s  median ms  95 % ms  calls", flush=True)
     for batch in cfg.batches:
@@ -86,23 +87,23 @@ def measure(name: str, model: CARGAN, cfg: Bench) -> list[dict]:
             alone = {k: np.median(v) for k, v in took.items()}
             sound = {(f"{k} from sound", t): from_sound(f) for (k, t), f in made.items() if k != "torch.export"}
             took |= alternate(sound, (torch.randn(1, 22050) / 9, label), cfg.seconds)
+        rows = []
         for (engine, threads), v in took.items():
             r = dict(model=name, size=model.cfg.size, engine=engine, threads=threads, batch=batch, pictures_per_s=batch / np.median(v),
-                     median_ms=1e3 * np.median(v), p95_ms=1e3 * np.percentile(v, 95), calls=len(v), onnx_difference=off)
+                     median_ms=1e3 * np.median(v), p95_ms=1e3 * np.percentile(v, 95), calls=len(v), onnx_difference=off, machine=machine)
             rows.append({k: float(f"{x:.4g}") if isinstance(x, float) else x for k, x in r.items()})
             print(f"{engine:22} {threads:7} {batch:5} {r['pictures_per_s']:11.2f} {r['median_ms']:10.1f} {r['p95_ms']:8.1f} {len(v):6}", flush=True)
-    return rows
+        old = json.loads(cfg.out.read_text()) if cfg.out.exists() else []
+        rows += [r for r in old if (r["model"], r["batch"]) != (name, batch)]
+        with atomic_path(cfg.out) as tmp: tmp.write_text(json.dumps(sorted(rows, key=lambda r: (r["size"], r["model"], r["batch"])), indent=1) + "\n")
 
 
 def main(cfg: Bench):
     models = {f"{'lab' if size == 64 else 'paper'}, {size} px": lambda size=size: random_model(size) for size in cfg.sizes}
     if cfg.run: models[f"run {cfg.run.name}"] = lambda: load_run(cfg.run)[0]
-    machine = dict(torch=torch.__version__, onnxruntime=__import__("onnxruntime").__version__)
+    machine = dict(torch=torch.__version__, onnxruntime=onnxruntime.__version__)
     print(", ".join(f"{k} {v}" for k, v in machine.items()))
-    for name, make in models.items():
-        rows = [r | dict(machine=machine) for r in measure(name, make(), cfg)]
-        old = [r for r in json.loads(cfg.out.read_text()) if r["model"] != name] if cfg.out.exists() else []
-        with atomic_path(cfg.out) as tmp: tmp.write_text(json.dumps(old + rows, indent=1) + "\n")
+    for name, make in models.items(): measure(name, make(), cfg, machine)
 
 
 if __name__ == "__main__": main(tyro.cli(Bench, description=__doc__))
