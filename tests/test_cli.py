@@ -200,6 +200,7 @@ def nan_lms(s: Scene):
 
 G, E, T, P = (lambda s, *a, **k: ["generate", "--run", s.run(**k), "--out", s.tmp/"out", *a]), (lambda s, **k: ["evaluate", "--run", s.run(**k), "--data", s.bundle]), \
              (lambda s, *a, data=None: ["train", "--data", data or s.bundle, "--out", s.tmp/"out", *TINY, *a]), (lambda s, *a, source=None: ["prepare", "--source", source or s.data/"data", "--out", s.tmp/"out.npz", *a])
+X = lambda s, out=None, run=None, **k: ["export", "--run", run or s.run(**k), "--out", out or s.tmp/"out.onnx"]
 
 BAD = {
     "unknown command": lambda s: ["paint"],
@@ -301,6 +302,15 @@ BAD = {
     "generate: a file in the way": lambda s: ["generate", "--run", s.run(), "--out", s.in_the_way, s.song],
     "generate: a folder where a picture belongs": lambda s: ["generate", "--run", s.run(), "--out", put(s.tmp/"mine"/f"{s.song.stem}_fine.png"/"letter.txt", b"dear").parent.parent, s.song],
     "generate: somebody's files among the frames": lambda s: ["generate", "--run", s.run(), "--out", put(s.tmp/"mine"/f"{s.song.stem}_frames"/"letter.txt", b"dear").parent.parent, s.song, "--frames"],
+    # export
+    "export: nothing given": lambda s: ["export"],
+    "export: missing run": lambda s: X(s, run=s.tmp/"no"),
+    "export: no checkpoint": lambda s: X(s, without=["checkpoints/*"]),
+    "export: truncated checkpoint": lambda s: X(s, cut_short=["checkpoints/*/weights.safetensors"]),
+    "export: damaged classifier": lambda s: X(s, garbage=["classifier.safetensors"]),
+    "export: not .onnx": lambda s: X(s, out=s.tmp/"out.pt2"),
+    "export: exists already": lambda s: X(s, out=put(s.tmp/"mine"/"letter.onnx", b"dear")),
+    "export: a file in the way": lambda s: X(s, out=s.in_the_way/"out.onnx"),
     # info
     "info: nothing given": lambda s: ["info"],
     "info: a list for config.json": lambda s: ["info", with_json(s.run(), [])],

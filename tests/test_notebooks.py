@@ -8,7 +8,7 @@ from conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
 BIN = Path(sys.executable).parent
-LONGEST = ("14_listening", "10_training", "15_evaluation", "13_metrics", "02_synth", "07_classifier")  # started first, so that no long one runs alone at the end
+LONGEST = ("17_export", "14_listening", "10_training", "15_evaluation", "13_metrics", "02_synth", "07_classifier")  # started first, so that no long one runs alone at the end
 
 
 def nbdev(command: str, *args, cwd: Path = ROOT):
