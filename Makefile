@@ -38,7 +38,7 @@ quickstart: $(STAMP)
 	$(BIN)/cargan synth --out $(DATA) --recordings 40 5 --performers 3
 	$(BIN)/cargan prepare --source $(DATA) --out $(DATA).npz
 	$(BIN)/cargan train --data $(DATA).npz --out $(RUN) --preset lab --max-steps 520
-	$(BIN)/cargan evaluate --run $(RUN) --data $(DATA).npz --pictures 130 --listen 130 --probe.epochs 3 --evaluator.epochs 3
+	$(BIN)/cargan evaluate --run $(RUN) --data $(DATA).npz --pictures 130 --listen 130 --probe.epochs 4
 	$(BIN)/cargan generate --run $(RUN) --out $(RUN)/melody --video $(DATA)/melody.wav
 	@echo
 	@$(BIN)/cargan info $(RUN)

@@ -173,6 +173,7 @@ def make_accelerator(cfg: TrainConfig) -> Accelerator:
     AcceleratorState._reset_state(); GradientState._reset_state()
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=timedelta(hours=6))]
     acc = Accelerator(cpu=cfg.device == "cpu", mixed_precision=cfg.precision, gradient_accumulation_steps=cfg.accumulate, kwargs_handlers=handlers)
+    if acc.device.type == "cuda": torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.benchmark = True  # convolutions have TF32 anyway
     if cfg.batch_size % (acc.num_processes * cfg.accumulate):
         raise CarganError(f"batch_size={cfg.batch_size} cannot be shared by {acc.num_processes} processes x {cfg.accumulate} parts; make it a multiple")
     return acc
