@@ -346,7 +346,7 @@ def part_loudness(case: Case, bins: int = 3) -> Part:
     seen, l1 = {"drawn, true label": case.seen("true"), "drawn, predicted label": case.seen("predicted"), "sound": case.heard}, case.pixels("true").l1.to_numpy()
     score = lambda i: {k: macro_accuracy(case.truth[i], v[i]) for k, v in seen.items()} | dict(L1=float(l1[i].mean()), n=len(i))
     groups = pd.Series(rows).groupby(pd.qcut(loud[rows], bins, duplicates="drop"), observed=True)
-    table = {f"{name.left:.2f} to {name.right:.2f}": score(i.to_numpy()) for name, i in groups}
+    table = {f"{loud[i].min():.2f} to {loud[i].max():.2f}": score(i) for i in (g.to_numpy() for _, g in groups)}
     if case.rest.any(): table["rests: nobody plays"] = score(np.flatnonzero(case.rest))
     text = f"Windows in which somebody plays, in {len(groups)} equal parts by {unit}. In a rest the musician can be seen but not heard (the paper's failure cases, fig. 8)."
     return Part("loudness", "Soft and loud", text, as_numbers(pd.DataFrame(table).T), {unit: pd.DataFrame(table).T})
