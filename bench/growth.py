@@ -106,10 +106,16 @@ def check(cfg: Growth):
         if n < 1 or math.isqrt(n) ** 2 != n: raise CarganError(f"positions: {n} is not possible; give squares, such as 4096")
 
 
+def rows_of(path: Path) -> list:
+    found = read_json(path, "growth")
+    if not isinstance(found, dict) or "rows" not in found: raise CarganError(f"{path} holds something else than this benchmark's rows; give another --out")
+    return found["rows"]
+
+
 def main(cfg: Growth):
     check(cfg)
     context = multiprocessing.get_context("forkserver")
-    rows = [r for r in (read_json(cfg.out, "growth")["rows"] if cfg.out.exists() else []) if r["what"] not in cfg.what]
+    rows = [r for r in (rows_of(cfg.out) if cfg.out.exists() else []) if r["what"] not in cfg.what]
     context.set_forkserver_preload(["cargan.speed"])  # imported once, not for each row
     with context.Pool(1, maxtasksperchild=1) as pool:
         for function, case in cases(cfg):

@@ -6,10 +6,12 @@
 is half a second in decibels and a label. "from sound" begins with 22,050 samples and ends with 8-bit pictures: log-mel, cascade, rounding.
 Calls alternate between engines and numbers of threads, so that all share the machine's good and bad moments. A batch expected to take longer than
 `--longest` a call is left out. Each batch's rows are written as soon as they are there; rows of other models and batches that `--out` holds already are kept."""
-import json, tempfile, time
+import json, sys, tempfile, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+from cargan.core import CarganError, atomic_path, seed_everything, to_uint8, writable_folder  # first: it forbids ONNX Runtime to report to its makers
 
 import numpy as np
 import onnxruntime
@@ -17,7 +19,6 @@ import torch
 import tyro
 
 from cargan.classifier import ClassifierConfig, ImageClassifier
-from cargan.core import atomic_path, seed_everything, to_uint8
 from cargan.export import FromDecibels, OnnxCascade, difference, example, export_program, write_onnx
 from cargan.lms import log_mel
 from cargan.residue import CARGAN
@@ -99,6 +100,8 @@ def measure(name: str, model: CARGAN, cfg: Bench, machine: dict):
 
 
 def main(cfg: Bench):
+    if min(*cfg.batches, *cfg.threads, 1) < 1 or cfg.seconds <= 0: raise CarganError("batches, threads and seconds must be above 0")
+    writable_folder(cfg.out.parent)
     models = {f"{'lab' if size == 64 else 'paper'}, {size} px": lambda size=size: random_model(size) for size in cfg.sizes}
     if cfg.run: models[f"run {cfg.run.name}"] = lambda: load_run(cfg.run)[0]
     machine = dict(torch=torch.__version__, onnxruntime=onnxruntime.__version__)
@@ -106,4 +109,8 @@ def main(cfg: Bench):
     for name, make in models.items(): measure(name, make(), cfg, machine)
 
 
-if __name__ == "__main__": main(tyro.cli(Bench, description=__doc__))
+if __name__ == "__main__":
+    try: main(tyro.cli(Bench, description=__doc__))
+    except CarganError as e:
+        print(f"inference: {e}", file=sys.stderr)
+        sys.exit(2)

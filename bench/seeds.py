@@ -2,7 +2,7 @@
 
     python bench/seeds.py OUT --data data/synthurmp.npz --seeds 0 1 2 [--preset lab] [--max-steps 720]
 
-OUT/seed_0, OUT/seed_1, … are runs. Started again, it goes on where it stopped: finished runs are not trained again, and a run is scored
+OUT/seed_0, OUT/seed_1, … are runs, each with its own C and ear; judge and probe have the same seed for all. Started again, it goes on where it stopped: finished runs are not trained again, and a run is scored
 again only if it was trained further. Features of real pictures are shared. Writes OUT/seeds.md and OUT/seeds.json."""
 import sys
 from dataclasses import dataclass, replace
@@ -53,6 +53,7 @@ def table(runs: list[dict], key: str) -> str:
 
 
 def main(c: Seeds):
+    if not c.seeds: raise CarganError("no seeds were given; try --seeds 0 1 2")
     runs = [score(c, seed) for seed in c.seeds]
     keys = [k for k, v in runs[0].items() if isinstance(v, dict) and k not in ("rest", "all")]
     top = {k: v for k, v in runs[0].items() if isinstance(v, float) and k != "seconds"}

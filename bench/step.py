@@ -18,7 +18,7 @@ from torch import nn
 
 from cargan.attention import ReleasedAttention, SelfAttention
 from cargan.classifier import ClassifierConfig, ImageClassifier, fold_batch_norms
-from cargan.core import seed_everything, write_json
+from cargan.core import CarganError, read_json, seed_everything, writable_folder, write_json
 from cargan.residue import CARGANConfig
 from cargan.training import PRESETS, layout, make_accelerator, make_players, to_device, update_D, update_G
 from reference import Reference
@@ -159,6 +159,9 @@ def measure(c: Case) -> dict:
 
 
 def main(cfg: Bench):
+    if not 0 < cfg.seconds <= 600: raise CarganError(f"seconds={cfg.seconds} is not possible; give a number above 0, at most 600")
+    writable_folder(cfg.out.parent)
+    kept = [r for r in (read_json(cfg.out, "results") if cfg.out.exists() else []) if r["size"] not in cfg.sizes or r["variant"] not in cfg.variants]
     top = peaks()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}: GEMM {top['gemm'] / 1e9:.0f} GFLOP/s, convolution {top['conv'] / 1e9:.0f}, memory {top['bandwidth'] / 1e9:.1f} GB/s")
     print("size batch variant  what       pictures/s GFLOP/s peak roofline     MB  parts, s")
@@ -173,9 +176,13 @@ def main(cfg: Bench):
                 print(f"{size:4} {r['batch']:5} {variant:8} {what:9} {r['images_per_s']:11.2f} {r['gflops_per_s']:7.0f} {r['peak_share']:4.0%} {r['roofline_share']:8.0%} "
                       f"{r['peak_mb']:6.0f}  {' '.join(f'{k} {v:.2f}' for k, v in r['parts'].items())}", flush=True)
     machine = dict(threads=torch.get_num_threads(), torch=torch.__version__, **{f"{k}_gflops_per_s": top[k] / 1e9 for k in ("gemm", "conv")}, bandwidth_gb_per_s=top["bandwidth"] / 1e9)
-    write_json(cfg.out, [r | dict(machine=machine) for r in rows])
+    write_json(cfg.out, sorted(kept + [r | dict(machine=machine) for r in rows], key=lambda r: r["size"]))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--case"]: print(json.dumps(measure(Case(**json.loads(sys.argv[2])))))
-    else: main(tyro.cli(Bench, description=__doc__))
+    else:
+        try: main(tyro.cli(Bench, description=__doc__))
+        except CarganError as e:
+            print(f"step: {e}", file=sys.stderr)
+            sys.exit(2)

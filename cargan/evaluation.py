@@ -306,7 +306,7 @@ def part_distances(case: Case) -> Part:
 def part_stages(case: Case) -> Part:
     "What stage II adds, what the residue label does, what attention does."
     rows, m, judge = case.few(case.cfg.listen), case.playing, case.judges["independent"]
-    pixels = {k: case.likeness(of, m) for k, of in {"stage I, true label": "true_coarse", "stage II, true label": "true", "stage II, predicted label": "predicted"}.items()}
+    pixels = {k: case.likeness(of, m) for k, of in {"stage I, true label": "true_coarse", "stage II, true label": "true", "stage II, predicted label": "predicted", "real test pictures": "real"}.items()}
     tables, numbers = {"against the truth": pd.DataFrame(pixels).T}, dict(stages=pixels)
     text = "SSIM and MS-SSIM are 1 for equal pictures."
     if case.model.G2 is not None:
@@ -343,7 +343,7 @@ def part_loudness(case: Case, bins: int = 3) -> Part:
     bundle, rows = case.dataset.bundle, case.playing
     power = np.array([10 * np.log10(np.mean(10 ** (np.asarray(bundle.lms_db[i], np.float64) / 10))) for i in case.idx])
     loud, unit = (np.asarray(bundle.factors["loudness"], float)[case.idx], "loudness, 0 to 1") if "loudness" in bundle.factors else (power, "mean power, dB")
-    seen, l1 = {"drawn, true label": case.seen("true"), "drawn, predicted label": case.seen("predicted"), "sound": case.heard}, case.pixels("true").l1.to_numpy()
+    seen, l1 = {"real test pictures": case.seen("real"), "drawn, true label": case.seen("true"), "drawn, predicted label": case.seen("predicted"), "sound": case.heard}, case.pixels("true").l1.to_numpy()
     score = lambda i: {k: macro_accuracy(case.truth[i], v[i]) for k, v in seen.items()} | dict(L1=float(l1[i].mean()), n=len(i))
     groups = pd.Series(rows).groupby(pd.qcut(loud[rows], bins, duplicates="drop"), observed=True)
     table = {f"{loud[i].min():.2f} to {loud[i].max():.2f}": score(i) for i in (g.to_numpy() for _, g in groups)}
@@ -422,7 +422,8 @@ def as_markdown(title: str, lead: str, parts: list) -> str:
     lines = [f"# {title}", lead]
     for p in parts:
         lines += [f"## {p.title}", p.text, *(f"![{file}]({file})" for file in p.figures)]
-        lines += [f"**{caption}**\n\n{one_level(whole_counts(table)).astype(object).to_markdown(floatfmt='.3f', missingval='–')}" for caption, table in p.tables.items()]
+        tables = {caption: one_level(whole_counts(table)).astype(object) for caption, table in p.tables.items()}
+        lines += [f"**{caption}**\n\n{t.where(t.notna(), None).to_markdown(floatfmt='.3f', missingval='–')}" for caption, t in tables.items()]
     return "\n\n".join(lines) + "\n"
 
 # %% ../nbs/15_evaluation.ipynb #b7eb6c68

@@ -200,10 +200,11 @@ def read_off(probe: Probe,
 def r_squared(truth: np.ndarray,  # N
               read: np.ndarray,  # N
               group: np.ndarray,  # N labels: each has its own mean
+              mean: np.ndarray | None = None,  # N: that mean, where it is known from more rows than these
              ) -> float:  # at most 1; nan if nothing varies
     "Share of the variance within groups that a reading explains."
     truth, read = (np.asarray(v, float) for v in (truth, read))
-    mean = pd.Series(truth).groupby(np.asarray(group)).transform("mean").to_numpy()
+    if mean is None: mean = pd.Series(truth).groupby(np.asarray(group)).transform("mean").to_numpy()
     spread = ((truth - mean) ** 2).sum()
     return float(1 - ((read - truth) ** 2).sum() / spread) if spread > 0 else float("nan")
 
@@ -219,7 +220,8 @@ def probe_table(probe: Probe,
     for source, (img, truth) in pictures.items():
         read = read_off(probe, img, label)
         for j, factor in enumerate(factors):
-            r2 = lambda i: r_squared(truth[i, j], read[i, j], label[i])
+            mean = pd.Series(truth[:, j]).groupby(np.asarray(label)).transform("mean").to_numpy()  # of all rows: a resample's own would flatter its spread
+            r2 = lambda i: r_squared(truth[i, j], read[i, j], label[i], mean[i])
             low, high = bootstrap(r2, recording, label, repeats=200)
             per = {INSTRUMENTS[c]: r2(np.flatnonzero(label == c)) for c in np.unique(label)}
             rows.append(dict(source=source, factor=factor, r2=r2(np.arange(len(label))), low=low, high=high, n=len(label)) | per)
@@ -235,7 +237,7 @@ def show_probes(table: pd.DataFrame,  # from `probe_table`
     for ax, factor in zip(axs[0], factors):
         t = table.xs(factor, level="factor").loc[sources].clip(lower=floor)
         ax.barh(range(len(t)), t.r2, color=["tab:grey"] + ["tab:blue"] * (len(t) - 1), xerr=np.maximum(0, [t.r2 - t.low, t.high - t.r2]), capsize=3)
-        ax.axvline(0, c="k", lw=0.8); ax.set(yticks=range(len(t)), yticklabels=t.index, title=f"{factor.replace('_', ' ')}: R² within instruments", xlim=(floor - 0.05, 1.05))
+        ax.axvline(0, c="k", lw=0.8); ax.set(yticks=range(len(t)), yticklabels=t.index, title=f"{factor.replace('_', ' ')}: R² within instruments, drawn down to {floor}", xlim=(floor - 0.05, 1.05))
     axs[0, 0].invert_yaxis()
     return fig
 

@@ -361,7 +361,8 @@ def test_reader_who_leaves_early(tiny_data):
 def test_ctrl_c_says_how_to_go_on(tmp_path, tiny_data):
     "Interrupted in the middle of training: 130, one line; the same command goes on and finishes."
     argv = ["train", "--data", str(tiny_data/"data.npz"), "--out", str(tmp_path/"run"), *TINY, "--epochs", "100000", "--checkpoint-every", "5", "--log-every", "5"]
-    process = subprocess.Popen([*CARGAN, *argv], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    listen = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background inherit deafness
+    process = subprocess.Popen([*CARGAN, *argv], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     deadline = time.time() + 120
     while not list(tmp_path.glob("run/checkpoints/step_*")) and time.time() < deadline and process.poll() is None: time.sleep(0.2)
     for _ in range(5):  # Python drops an interrupt that falls into a finaliser; a person presses again, and so do we

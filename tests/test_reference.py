@@ -9,7 +9,7 @@ from cargan.classifier import ClassifierConfig, ImageClassifier, fold_batch_norm
 from cargan.core import seed_everything
 from cargan.losses import discriminator_losses, generator_losses
 from cargan.residue import CARGANConfig
-from cargan.training import PRESETS, make_accelerator, make_players
+from cargan.training import PRESETS, make_accelerator, make_players, update_D, update_G
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT/"bench"))
@@ -49,3 +49,17 @@ def test_losses_and_gradients_agree(attention):
     torch.testing.assert_close(loss_D.double(), expected_D, atol=0, rtol=1e-6)
     for loss in (loss_D, expected_D): loss.backward()
     assert largest_difference(*nets["D"]) < 1e-5
+
+
+def test_a_whole_step_agrees():
+    "Generators first, then D on the pictures from before: the losses of two steps, after which all weights have moved."
+    cfg = replace(PRESETS["lab"], model=CARGANConfig(size=32, base=8, d_base=8), device="cpu", lr=1e-4)
+    seed_everything(0)
+    C = ImageClassifier(ClassifierConfig(arch="small"))
+    p, ref = make_players(cfg, fold_batch_norms(C), make_accelerator(cfg)), Reference(cfg.model, C, lr=cfg.lr)
+    for ours, theirs in ((p.model.G1, ref.G1), (p.model.G2, ref.G2), (p.D, ref.D)): theirs.load_state_dict(ours.state_dict())
+    for net in (p.model, C, p.D, ref.G1, ref.G2, ref.D): net.double()
+    batch = dict(mel=torch.rand(4, 1, 32, 32).double() * 2 - 1, image=torch.rand(4, 3, 32, 32).double() * 2 - 1, label=torch.tensor([0, 3, 3, 12]))
+    for _ in range(2):
+        out, losses = update_G(p, batch); losses |= update_D(p, batch, out)
+        for ours, theirs in zip((losses["G"], losses["D"]), ref.step(batch)): torch.testing.assert_close(ours.double(), theirs, atol=0, rtol=1e-5)

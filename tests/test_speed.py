@@ -38,7 +38,8 @@ def test_growth_of_attention(tmp_path):
 
 
 @pytest.mark.parametrize("script, option, value, words", [
-    ("growth", "--positions", 10, "squares"), ("growth", "--sizes", 100, "powers of two"), ("scaling", "--seconds", -1, "between 0 and 600")])
+    ("growth", "--positions", 10, "squares"), ("growth", "--sizes", 100, "powers of two"), ("scaling", "--seconds", -1, "between 0 and 600"),
+    ("step", "--seconds", 0, "above 0"), ("inference", "--batches", 0, "above 0"), ("inference", "--run", "nowhere", "does not exist")])
 def test_benchmarks_refuse_in_one_line(tmp_path, script, option, value, words):
     done = run(f"bench/{script}.py", option, value, "--out", tmp_path/"x.json")
     assert done.returncode and words in done.stderr and len(done.stderr.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
