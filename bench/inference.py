@@ -102,8 +102,9 @@ def measure(name: str, model: CARGAN, cfg: Bench, machine: dict):
 def main(cfg: Bench):
     if min(*cfg.batches, *cfg.threads, 1) < 1 or cfg.seconds <= 0: raise CarganError("batches, threads and seconds must be above 0")
     writable_folder(cfg.out.parent)
+    trained = load_run(cfg.run)[0] if cfg.run else None
     models = {f"{'lab' if size == 64 else 'paper'}, {size} px": lambda size=size: random_model(size) for size in cfg.sizes}
-    if cfg.run: models[f"run {cfg.run.name}"] = lambda: load_run(cfg.run)[0]
+    if trained: models[f"run {cfg.run.name}"] = lambda: trained
     machine = dict(torch=torch.__version__, onnxruntime=onnxruntime.__version__)
     print(", ".join(f"{k} {v}" for k, v in machine.items()))
     for name, make in models.items(): measure(name, make(), cfg, machine)
