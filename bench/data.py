@@ -9,17 +9,17 @@
 3. With `source` (a data set in the released layout): `cargan prepare` with 1, 2, ... processes, and whether its bytes are the same.
 
 The bundles are written to `folder` (a temporary one) and deleted; `gb` larger than memory is allowed. Emptying the page cache needs Linux."""
-import json, os, resource, shutil, sys, tempfile, time
+import os, resource, shutil, tempfile, time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import tyro
 
 from cargan.core import INSTRUMENTS, CarganError, cores, writable_folder, write_json
 from cargan.data import PART, EpochSampler, PairDataset, PrepareConfig, make_loader, open_bundle, prepare, read_source, write_folder
 from cargan.lms import LMSConfig
+from common import read_rows, run
 
 LMS = LMSConfig()
 
@@ -117,17 +117,12 @@ def loader_rows(cfg: Data) -> list:
 
 def step_takes(cfg: Data, size: int) -> float | None:  # pictures/s
     "The fastest step of this size in the step benchmark's results, if they are there."
-    return max((r["images_per_s"] for r in read_results(cfg) if r["size"] == size), default=None)
-
-
-def read_results(cfg: Data) -> list:
-    try: return json.loads(cfg.results.read_text()) if cfg.results.exists() else []
-    except ValueError: raise CarganError(f"{cfg.results} is not JSON; write it again with make bench") from None
+    return max((r["images_per_s"] for r in read_rows(cfg.results) if r["size"] == size), default=None)
 
 
 def picture_gflops(cfg: Data, size: int = 256) -> float:
     "FLOPs of a training step for one picture, paper's attention: from the results, or counted now."
-    rows = [r for r in read_results(cfg) if r["size"] == size and r["variant"] == "sagan"]
+    rows = [r for r in read_rows(cfg.results) if r["size"] == size and r["variant"] == "sagan"]
     if rows: return rows[0]["step_gflops"] / rows[0]["batch"]
     from step import BATCH, Case, count
     return count(Case(size, "sagan", "ours", 0.)).flops() / 1e9 / BATCH[size]
@@ -203,8 +198,4 @@ def main(cfg: Data):
     write_json(cfg.out, rows)
 
 
-if __name__ == "__main__":
-    try: main(tyro.cli(Data, description=__doc__))
-    except CarganError as e:
-        print(f"data: {e}", file=sys.stderr)
-        sys.exit(2)
+if __name__ == "__main__": run(main, Data, __doc__)

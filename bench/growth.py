@@ -10,13 +10,12 @@ Every row is measured in a process of its own: seconds of one call, and by how m
               down (bench/reference.py)
   operations  one step at 128 px (batch 4, base 64, D 4, ResNet50 with random weights): FLOPs, bytes and seconds of each tensor operation
 Exponents are slopes of least-squares lines through log(value) against log(side) or log(positions), of the three largest."""
-import math, multiprocessing, resource, sys, time
+import math, multiprocessing, resource, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 
 from cargan.attention import SelfAttention
 from cargan.classifier import ImageClassifier
@@ -24,6 +23,7 @@ from cargan.core import CarganError, read_json, seed_everything, write_json
 from cargan.residue import CARGANConfig
 from cargan.speed import StepMeter, exponents, step_cost
 from cargan.training import PRESETS, make_accelerator, make_players
+from common import run
 from reference import Attention
 from step import Case, our_step, peaks, players
 
@@ -108,7 +108,7 @@ def check(cfg: Growth):
 
 def rows_of(path: Path) -> list:
     found = read_json(path, "growth")
-    if not isinstance(found, dict) or "rows" not in found: raise CarganError(f"{path} holds something else than this benchmark's rows; give another --out")
+    if "rows" not in found: raise CarganError(f"{path} holds something else than this benchmark's rows; give another --out")
     return found["rows"]
 
 
@@ -127,8 +127,4 @@ def main(cfg: Growth):
     write_json(cfg.out, dict(threads=torch.get_num_threads(), torch=torch.__version__, exponents=fitted, rows=rows))
 
 
-if __name__ == "__main__":
-    try: main(tyro.cli(Growth, description=__doc__))
-    except CarganError as e:
-        print(f"growth: {e}", file=sys.stderr)
-        sys.exit(2)
+if __name__ == "__main__": run(main, Growth, __doc__)

@@ -6,23 +6,23 @@
 is half a second in decibels and a label. "from sound" begins with 22,050 samples and ends with 8-bit pictures: log-mel, cascade, rounding.
 Calls alternate between engines and numbers of threads, so that all share the machine's good and bad moments. A batch expected to take longer than
 `--longest` a call is left out. Each batch's rows are written as soon as they are there; rows of other models and batches that `--out` holds already are kept."""
-import json, sys, tempfile, time
+import tempfile, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from cargan.core import CarganError, atomic_path, seed_everything, to_uint8, writable_folder  # first: it forbids ONNX Runtime to report to its makers
+from cargan.core import CarganError, seed_everything, to_uint8, writable_folder, write_json  # first: it forbids ONNX Runtime to report to its makers
 
 import numpy as np
 import onnxruntime
 import torch
-import tyro
 
 from cargan.classifier import ClassifierConfig, ImageClassifier
 from cargan.export import FromDecibels, OnnxCascade, difference, example, export_program, write_onnx
 from cargan.lms import log_mel
 from cargan.residue import CARGAN
 from cargan.training import PRESETS, load_run
+from common import read_rows, run
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,8 @@ def measure(name: str, model: CARGAN, cfg: Bench, machine: dict):
                      median_ms=1e3 * np.median(v), p95_ms=1e3 * np.percentile(v, 95), calls=len(v), onnx_difference=off, machine=machine)
             rows.append({k: float(f"{x:.4g}") if isinstance(x, float) else x for k, x in r.items()})
             print(f"{engine:22} {threads:7} {batch:5} {r['pictures_per_s']:11.2f} {r['median_ms']:10.1f} {r['p95_ms']:8.1f} {len(v):6}", flush=True)
-        old = json.loads(cfg.out.read_text()) if cfg.out.exists() else []
-        rows += [r for r in old if (r["model"], r["batch"]) != (name, batch)]
-        with atomic_path(cfg.out) as tmp: tmp.write_text(json.dumps(sorted(rows, key=lambda r: (r["size"], r["model"], r["batch"])), indent=1) + "\n")
+        rows += [r for r in read_rows(cfg.out) if (r["model"], r["batch"]) != (name, batch)]
+        write_json(cfg.out, sorted(rows, key=lambda r: (r["size"], r["model"], r["batch"])))
 
 
 def main(cfg: Bench):
@@ -110,8 +109,4 @@ def main(cfg: Bench):
     for name, make in models.items(): measure(name, make(), cfg, machine)
 
 
-if __name__ == "__main__":
-    try: main(tyro.cli(Bench, description=__doc__))
-    except CarganError as e:
-        print(f"inference: {e}", file=sys.stderr)
-        sys.exit(2)
+if __name__ == "__main__": run(main, Bench, __doc__)

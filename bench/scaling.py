@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import tyro
 
 from cargan.classifier import ImageClassifier
 from cargan.core import CarganError, read_json, write_json
 from cargan.training import PRESETS, make_accelerator, make_players
+from common import run
 from step import our_step
 
 CASES = [(1, 1, 8), (1, 2, 8), (2, 1, 8), (1, 1, 16), (1, 2, 16), (2, 1, 16)]  # processes, threads of each, pairs of a step over all processes
@@ -67,8 +67,4 @@ def main(cfg: Scaling):
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]: work(**json.loads(sys.argv[2]))
-    else:
-        try: main(tyro.cli(Scaling, description=__doc__))
-        except CarganError as e:
-            print(f"scaling: {e}", file=sys.stderr)
-            sys.exit(2)
+    else: run(main, Scaling, __doc__)

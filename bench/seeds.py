@@ -4,7 +4,6 @@
 
 OUT/seed_0, OUT/seed_1, … are runs, each with its own C and ear; judge and probe have the same seed for all. Started again, it goes on where it stopped: finished runs are not trained again, and a run is scored
 again only if it was trained further. Features of real pictures are shared. Writes OUT/seeds.md and OUT/seeds.json."""
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,6 +15,7 @@ from cargan.core import CarganError, atomic_path, read_json, write_json
 from cargan.evaluation import EvaluateConfig, evaluate
 from cargan.metrics import mean_std
 from cargan.training import PRESETS, flatten, read_log, train
+from common import run
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,4 @@ def main(c: Seeds):
     print(text)
 
 
-if __name__ == "__main__":
-    try: main(tyro.cli(Seeds, description=__doc__))
-    except CarganError as e:
-        print(f"seeds: {e}", file=sys.stderr)
-        sys.exit(2)
+if __name__ == "__main__": run(main, Seeds, __doc__)

@@ -6,7 +6,6 @@ Chunks of half a second (`LMSConfig`), noise at many levels. Four ways take turn
 ours (`log_mel`, one call), `librosa.feature.melspectrogram` in a loop, `librosa.stft` in a loop with a filter bank that is made once, and `torch.stft`
 alone, one call. Both loops end in decibels, as ours does. Before any time is taken, the three spectrograms must agree to 0.05 dB above -80 dB, and `torch.stft` must give the loop's magnitudes.
 A ratio is taken within each turn; the table shows medians, and the smallest and largest ratio."""
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,10 @@ from pathlib import Path
 import librosa
 import numpy as np
 import torch
-import tyro
 
 from cargan.core import CarganError, write_json
 from cargan.lms import LMSConfig, log_mel
+from common import run
 
 CFG = LMSConfig()
 FRAMES = dict(n_fft=CFG.n_fft, hop_length=CFG.hop)
@@ -79,8 +78,4 @@ def main(cfg: Sound):
     write_json(cfg.out, rows)
 
 
-if __name__ == "__main__":
-    try: main(tyro.cli(Sound, description=__doc__))
-    except CarganError as e:
-        print(f"sound: {e}", file=sys.stderr)
-        sys.exit(2)
+if __name__ == "__main__": run(main, Sound, __doc__)

@@ -13,14 +13,14 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import nn
 
 from cargan.attention import ReleasedAttention, SelfAttention
-from cargan.classifier import ClassifierConfig, ImageClassifier, fold_batch_norms
-from cargan.core import CarganError, read_json, seed_everything, writable_folder, write_json
+from cargan.classifier import ClassifierConfig, ImageClassifier
+from cargan.core import CarganError, seed_everything, writable_folder, write_json
 from cargan.residue import CARGANConfig
 from cargan.training import PRESETS, layout, make_accelerator, make_players, to_device, update_D, update_G
+from common import read_rows, run
 from reference import Reference
 
 BATCH, D_BASE = {64: 8, 128: 4, 256: 2}, {64: 4, 128: 4, 256: 64}
@@ -118,7 +118,7 @@ def our_step(p, batch):
 def count(c: Case) -> Count:
     "One step of ours, counted; only ever called in a process that isn't timed."
     cfg, C, batch = players(c)
-    p, total = make_players(cfg, fold_batch_norms(C), make_accelerator(cfg)), Count()
+    p, total = make_players(cfg, C, make_accelerator(cfg)), Count()
     for net in (p.model, p.D): total.watch(net)
     our_step(p, batch)
     for net in (p.model, p.D): total.adam(net)
@@ -148,7 +148,7 @@ def parts(p, batch: dict) -> dict:
 def measure(c: Case) -> dict:
     cfg, C, batch = players(c)
     if c.what == "reference": ref = Reference(cfg.model, C); step = lambda: ref.step(batch)
-    else: p = make_players(cfg, fold_batch_norms(C), make_accelerator(cfg)); step = lambda: our_step(p, batch)
+    else: p = make_players(cfg, C, make_accelerator(cfg)); step = lambda: our_step(p, batch)
     took = seconds(step, c.seconds)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     timed = parts(p, batch) if c.what == "ours" else {}
@@ -161,7 +161,7 @@ def measure(c: Case) -> dict:
 def main(cfg: Bench):
     if not 0 < cfg.seconds <= 600: raise CarganError(f"seconds={cfg.seconds} is not possible; give a number above 0, at most 600")
     writable_folder(cfg.out.parent)
-    kept = [r for r in (read_json(cfg.out, "results") if cfg.out.exists() else []) if r["size"] not in cfg.sizes or r["variant"] not in cfg.variants]
+    kept = [r for r in read_rows(cfg.out) if r["size"] not in cfg.sizes or r["variant"] not in cfg.variants]
     top = peaks()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}: GEMM {top['gemm'] / 1e9:.0f} GFLOP/s, convolution {top['conv'] / 1e9:.0f}, memory {top['bandwidth'] / 1e9:.1f} GB/s")
     print("size batch variant  what       pictures/s GFLOP/s peak roofline     MB  parts, s")
@@ -181,8 +181,4 @@ def main(cfg: Bench):
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--case"]: print(json.dumps(measure(Case(**json.loads(sys.argv[2])))))
-    else:
-        try: main(tyro.cli(Bench, description=__doc__))
-        except CarganError as e:
-            print(f"step: {e}", file=sys.stderr)
-            sys.exit(2)
+    else: run(main, Bench, __doc__)

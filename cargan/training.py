@@ -30,7 +30,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
-from .classifier import (AudioClassifierConfig, ClassifierConfig, fold_batch_norms, load_classifier, save_classifier, train_audio_classifier,
+from .classifier import (AudioClassifierConfig, ClassifierConfig, ImageClassifier, fold_batch_norms, load_classifier, save_classifier, train_audio_classifier,
                                train_classifier)
 from .core import (INSTRUMENTS, CarganError, atomic_path, existing_file, load_state, load_weights, read_json, save_weights, seed_everything, to_uint8,
                          writable_folder, write_json)
@@ -186,10 +186,10 @@ def layout(device: torch.device) -> torch.memory_format:
     "Order of weights and pictures in memory: channels last for a GPU's tensor cores; a CPU's backward passes are slower in it (measured)."
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
-def make_players(cfg: TrainConfig, classifier: nn.Module, accelerator: Accelerator) -> Players:
+def make_players(cfg: TrainConfig, classifier: ImageClassifier, accelerator: Accelerator) -> Players:
     "Networks and optimisers with their first weights."
     seed_everything(cfg.seed)
-    model = CARGAN(cfg.model, classifier).to(accelerator.device, memory_format=layout(accelerator.device))
+    model = CARGAN(cfg.model, fold_batch_norms(classifier)).to(accelerator.device, memory_format=layout(accelerator.device))
     D = make_discriminator(cfg.model).to(accelerator.device, memory_format=layout(accelerator.device))
     ema = nn.ModuleDict({k: v for k, v in dict(G1=model.G1, G2=model.G2).items() if v is not None})
     ema = AveragedModel(ema, multi_avg_fn=warmed_up(cfg.ema), use_buffers=True) if cfg.ema else None
@@ -359,7 +359,7 @@ def train(cfg: TrainConfig) -> Path:  # the run's folder
     if not steps_per_epoch: raise CarganError(f"{cfg.data} has {len(train_idx)} training pairs, fewer than one batch of {cfg.batch_size}; lower --batch-size")
     with accelerator.main_process_first():
         if accelerator.is_main_process: open_run(cfg, bundle); make_classifiers(cfg, bundle, train_idx, valid_idx, accelerator.device)
-    p = make_players(cfg, fold_batch_norms(load_classifier(Path(cfg.out)/"classifier.safetensors")), accelerator)
+    p = make_players(cfg, load_classifier(Path(cfg.out)/"classifier.safetensors"), accelerator)
     dataset = PairDataset(bundle, cfg.model.size, lms=cfg.model.lms)
     shown = one_per_instrument(bundle.label, valid_idx if len(valid_idx) else train_idx)
     fixed = to_device(dataset.__getitems__(shown), accelerator.device)

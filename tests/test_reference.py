@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cargan.classifier import ClassifierConfig, ImageClassifier, fold_batch_norms
+from cargan.classifier import ClassifierConfig, ImageClassifier
 from cargan.core import seed_everything
 from cargan.losses import discriminator_losses, generator_losses
 from cargan.residue import CARGANConfig
@@ -30,7 +30,7 @@ def test_losses_and_gradients_agree(attention):
     cfg = replace(PRESETS["lab"], model=CARGANConfig(size=32, base=32, d_base=8, attention=attention), device="cpu")
     seed_everything(0)
     C = ImageClassifier(ClassifierConfig(arch="small"))
-    p, ref = make_players(cfg, fold_batch_norms(C), make_accelerator(cfg)), Reference(cfg.model, C)
+    p, ref = make_players(cfg, C, make_accelerator(cfg)), Reference(cfg.model, C)
     for net in (p.model, C, p.D, ref.G1, ref.G2, ref.D): net.double()
     nets = dict(G1=(p.model.G1, ref.G1), G2=(p.model.G2, ref.G2), D=(p.D, ref.D))
     for ours, theirs in nets.values():
@@ -56,7 +56,7 @@ def test_a_whole_step_agrees():
     cfg = replace(PRESETS["lab"], model=CARGANConfig(size=32, base=8, d_base=8), device="cpu", lr=1e-4)
     seed_everything(0)
     C = ImageClassifier(ClassifierConfig(arch="small"))
-    p, ref = make_players(cfg, fold_batch_norms(C), make_accelerator(cfg)), Reference(cfg.model, C, lr=cfg.lr)
+    p, ref = make_players(cfg, C, make_accelerator(cfg)), Reference(cfg.model, C, lr=cfg.lr)
     for ours, theirs in ((p.model.G1, ref.G1), (p.model.G2, ref.G2), (p.D, ref.D)): theirs.load_state_dict(ours.state_dict())
     for net in (p.model, C, p.D, ref.G1, ref.G2, ref.D): net.double()
     batch = dict(mel=torch.rand(4, 1, 32, 32).double() * 2 - 1, image=torch.rand(4, 3, 32, 32).double() * 2 - 1, label=torch.tensor([0, 3, 3, 12]))

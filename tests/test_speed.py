@@ -4,6 +4,7 @@ from dataclasses import fields
 
 import pytest
 
+from cargan.core import CarganError
 from cargan.speed import LAUNCH
 from cargan.training import TrainConfig
 from conftest import ROOT
@@ -43,3 +44,14 @@ def test_growth_of_attention(tmp_path):
 def test_benchmarks_refuse_in_one_line(tmp_path, script, option, value, words):
     done = run(f"bench/{script}.py", option, value, "--out", tmp_path/"x.json")
     assert done.returncode and words in done.stderr and len(done.stderr.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+def test_rows_of_earlier_runs(tmp_path, monkeypatch):
+    "The tracked rows can be read, so that `make bench` may go on from them; no file is no rows; anything else is refused."
+    monkeypatch.syspath_prepend(ROOT/"bench")
+    from common import read_rows
+    assert {r["size"] for r in read_rows(ROOT/"bench"/"results.json")} == {64, 128, 256}
+    assert read_rows(tmp_path/"none.json") == []
+    for text in ('{"a": 1}', "[1]", "no json"):
+        (tmp_path/"x.json").write_text(text)
+        with pytest.raises(CarganError, match="does not hold the rows"): read_rows(tmp_path/"x.json")
