@@ -2,28 +2,34 @@
 
   python bench/step.py [--sizes 64 128 256] [--seconds 8] [--out bench/results.json]
 
-Every row is measured in a process of its own, on random pairs: what it reports as memory is that process's largest resident set, torch included.
-FLOPs are those of convolutions, matrix products and attention, forward and backward, as the formulas need them: what is recomputed counts once.
-The roofline of a step is the sum, over convolutions, attention, batch norms and optimisers, forward and backward, of the larger of FLOPs / peak and
+Every row is measured in a process of its own, on random pairs: what it reports as memory is that process's largest resident set, libraries included
+(`libraries_mb`: what importing them took). `reference` is the paper read plainly (bench/reference.py), `released` the authors' code in our words
+(bench/released.py). FLOPs are those of convolutions, matrix products and attention of the first two, forward and backward, as the formulas need them:
+what is recomputed counts once. The roofline of a step is the sum, over convolutions, attention, batch norms and optimisers, forward and backward, of the larger of FLOPs / peak and
 bytes / bandwidth; peak and bandwidth are measured first. ResNet50 has random weights, the generators base 64, D 4 channels (64 at 256 px)."""
 import json, resource, subprocess, sys, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from cargan.attention import ReleasedAttention, SelfAttention
-from cargan.classifier import ClassifierConfig, ImageClassifier
-from cargan.core import CarganError, seed_everything, writable_folder, write_json
+from cargan.classifier import ClassifierConfig, ImageClassifier, fold_batch_norms
+from cargan.core import INSTRUMENTS, CarganError, seed_everything, writable_folder, write_json
+from cargan.data import Bundle, PairDataset
 from cargan.residue import CARGANConfig
-from cargan.training import PRESETS, layout, make_accelerator, make_players, to_device, update_D, update_G
+from cargan.speed import fake_players
+from cargan.training import PRESETS, make_accelerator, make_players, to_device, update_D, update_G
 from common import read_rows, run
 from reference import Reference
+from released import Released
 
 BATCH, D_BASE = {64: 8, 128: 4, 256: 2}, {64: 4, 128: 4, 256: 64}
+WHAT = dict(sagan=("reference", "ours"), released=("released", "reference", "ours"))  # by attention
 CPU = torch.device("cpu")
 
 
@@ -31,7 +37,7 @@ CPU = torch.device("cpu")
 class Bench:
     sizes: tuple[Literal[64, 128, 256], ...] = (64, 128, 256)  # pixels
     variants: tuple[Literal["sagan", "released"], ...] = ("sagan", "released")  # the paper's attention, the released code's
-    seconds: float = 8.  # for each row, after one step to warm up; at least two steps
+    seconds: float = 8.  # for each row, after one step to warm up; at least one step
     out: Path = Path("bench/results.json")
 
 
@@ -39,16 +45,23 @@ class Bench:
 class Case:
     size: int
     variant: str
-    what: Literal["ours", "reference"]
+    what: Literal["ours", "reference", "released"]
     seconds: float
     gemm: float = 1.  # FLOP/s
     conv: float = 1.  # FLOP/s
     bandwidth: float = 1.  # bytes/s
 
 
-def seconds(f, budget: float = 1., least: int = 2) -> float:
-    "The median time of one call, after one that doesn't count."
-    f(); times, end = [], time.perf_counter() + budget
+def megabytes() -> float: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
+
+
+LIBRARIES = megabytes()  # before any network
+
+
+def seconds(f, budget: float = 1., least: int = 2, warm: bool = False) -> float:
+    "The median time of one call; unless `warm`, after one that doesn't count."
+    if not warm: f()
+    times, end = [], time.perf_counter() + budget
     while len(times) < least or time.perf_counter() < end:
         start = time.perf_counter(); f(); times.append(time.perf_counter() - start)
     return sorted(times)[len(times) // 2]
@@ -97,17 +110,20 @@ class Count:
 
 
 def config(c: Case):
-    model = CARGANConfig(size=c.size, d_base=D_BASE[c.size], attention=c.variant)
-    return replace(PRESETS["paper"], model=model, batch_size=BATCH[c.size], device="cpu")
+    model, C = CARGANConfig(size=c.size, d_base=D_BASE[c.size], attention=c.variant), ClassifierConfig(arch="resnet50", size=c.size, pretrained="none")
+    return replace(PRESETS["paper"], model=model, classifier=C, batch_size=BATCH[c.size], device="cpu")
+
+
+def random_pairs(c: Case) -> dict:
+    n = BATCH[c.size]
+    return dict(mel=torch.rand(n, 1, c.size, c.size) * 2 - 1, image=torch.rand(n, 3, c.size, c.size) * 2 - 1, label=torch.arange(n))
 
 
 def players(c: Case):
-    "The networks and a batch of random pairs."
+    "Configuration, C and a batch of random pairs."
     seed_everything(0)
-    cfg, bs = config(c), BATCH[c.size]
-    C = ImageClassifier(ClassifierConfig(arch="resnet50", size=c.size, pretrained="none"))
-    batch = dict(mel=torch.rand(bs, 1, c.size, c.size) * 2 - 1, image=torch.rand(bs, 3, c.size, c.size) * 2 - 1, label=torch.arange(bs))
-    return cfg, C, to_device(batch, CPU)
+    cfg = config(c)
+    return cfg, ImageClassifier(cfg.classifier), to_device(random_pairs(c), CPU)
 
 
 def our_step(p, batch):
@@ -116,46 +132,82 @@ def our_step(p, batch):
 
 
 def count(c: Case) -> Count:
-    "One step of ours, counted; only ever called in a process that isn't timed."
-    cfg, C, batch = players(c)
-    p, total = make_players(cfg, C, make_accelerator(cfg)), Count()
-    for net in (p.model, p.D): total.watch(net)
-    our_step(p, batch)
+    "One step of ours, counted on tensors without numbers."
+    with torch.device("meta"):
+        p, total = fake_players(config(c)), Count()
+        p.model.C = fold_batch_norms(p.model.C)
+        for net in (p.model, p.D): total.watch(net)
+        our_step(p, random_pairs(c))
     for net in (p.model, p.D): total.adam(net)
     return total
 
 
-def parts(p, batch: dict) -> dict:
-    "Seconds of each part alone, forward and backward, as often as a step uses it."
-    image, mel = batch["image"], batch["mel"]
-    def both(f, *inputs):
-        def go():
-            leaves = [x.detach().requires_grad_() for x in inputs]; f(*leaves).float().square().mean().backward()
-        return seconds(go, 1., 1)
-    wide = lambda G: torch.rand(len(image), G.cfg.in_channels, G.cfg.size, G.cfg.size)
-    maps = []
-    note = lambda m, inputs, y: maps.append((m, inputs[0].detach()))
-    hooks = [m.register_forward_hook(note) for m in p.model.modules() if isinstance(m, (SelfAttention, ReleasedAttention))]
-    with torch.no_grad(): p.model(mel, batch["label"])
+def make_step(c: Case):
+    "A step to be timed, its networks by name, and its optimisers."
+    cfg, C, batch = players(c)
+    if c.what == "ours":
+        p = make_players(cfg, C, make_accelerator(cfg)); go = lambda: our_step(p, batch)
+        nets = dict(G1=p.model.G1, G2=p.model.G2, C=p.model.C, D=p.D)
+    else:
+        p = dict(reference=Reference, released=Released)[c.what](cfg.model, C); go = lambda: p.step(batch)
+        nets = {k: getattr(p, k) for k in ("G1", "G2", "C", "D")}
+    return go, nets, (p.opt_G, p.opt_D)
+
+
+def watched(go, nets: dict) -> dict:
+    "One step, and the shapes of what came into each network and into the attention of G1 and G2, call by call."
+    attention = [m for k in ("G1", "G2") for m in nets[k].modules() if type(m).__name__.endswith("Attention")]
+    calls = {m: [] for m in (*nets.values(), *attention)}
+    hooks = [m.register_forward_hook(lambda m, inputs, y: calls[m].append([x.shape for x in inputs])) for m in calls]
+    go()
     for h in hooks: h.remove()
-    times = dict(G1=both(p.model.G1, wide(p.model.G1)), G2=both(p.model.G2, wide(p.model.G2)), C=2 * both(p.model.C, image),
-                 D=3 * both(lambda x: p.D(mel, x), image), attention=sum(both(m, x) for m, x in maps))
-    for opt in (p.opt_G, p.opt_D):
-        for q in (q for g in opt.param_groups for q in g["params"]): q.grad = torch.zeros_like(q)
-    return times | dict(optimiser=seconds(lambda: (p.opt_G.step(), p.opt_D.step()), 1., 1))
+    return calls
+
+
+def parts(c: Case, nets: dict, optimisers: tuple, calls: dict) -> dict:
+    "Seconds of each part alone, forward and backward, as often as a step calls it."
+    def both(m):
+        def go(): m(*[torch.rand(shape).requires_grad_() for shape in calls[m][0]]).float().square().mean().backward()
+        return len(calls[m]) * seconds(go, 1., 1)
+    times = {k: both(net) for k, net in nets.items()} | dict(attention=sum(both(m) for m in calls if m not in nets.values()))
+    for q in (q for opt in optimisers for g in opt.param_groups for q in g["params"]): q.requires_grad_(True).grad = torch.zeros_like(q)
+    return times | dict(optimiser=seconds(lambda: [opt.step() for opt in optimisers], 1., 1), data=seconds(loader(c), 1., 1))
+
+
+def loader(c: Case):
+    "What makes a batch of pairs, sound to spectrogram picture included."
+    n, rng = BATCH[c.size], np.random.default_rng(0)
+    pairs = PairDataset(Bundle(image=rng.integers(0, 256, (n, c.size, c.size, 3), np.uint8), lms_db=rng.normal(-40, 15, (n, 128, 44)).astype(np.float16),
+                               label=np.arange(n), pair_id=np.array([f"{INSTRUMENTS[i]}00_{500 * i}" for i in range(n)])), c.size)
+    return lambda: to_device(pairs.__getitems__(list(range(n))), CPU)
 
 
 def measure(c: Case) -> dict:
-    cfg, C, batch = players(c)
-    if c.what == "reference": ref = Reference(cfg.model, C); step = lambda: ref.step(batch)
-    else: p = make_players(cfg, C, make_accelerator(cfg)); step = lambda: our_step(p, batch)
-    took = seconds(step, c.seconds)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    timed = parts(p, batch) if c.what == "ours" else {}
-    total = count(c)
-    return dict(size=c.size, batch=BATCH[c.size], what=c.what, variant=c.variant, images_per_s=BATCH[c.size] / took, gflops_per_s=total.flops() / took / 1e9,
-                peak_share=total.flops() / took / c.conv, roofline_share=total.roofline(c.conv, c.bandwidth) / took, peak_mb=memory,
-                step_gflops=total.flops() / 1e9, parts={k: round(v, 4) for k, v in timed.items()})
+    go, nets, optimisers = make_step(c)
+    calls = watched(go, nets)
+    took = seconds(go, c.seconds, 1, warm=True)
+    memory, n = megabytes(), BATCH[c.size]
+    speed = dict(gflops_per_s=None, peak_share=None, roofline_share=None, step_gflops=None)  # the released step computes other things
+    if c.what != "released":
+        total = count(c); flops = total.flops()
+        speed = dict(gflops_per_s=flops / took / 1e9, peak_share=flops / took / c.conv, roofline_share=total.roofline(c.conv, c.bandwidth) / took, step_gflops=flops / 1e9)
+    return dict(size=c.size, batch=n, what=c.what, variant=c.variant, images_per_s=n / took, **speed, peak_mb=memory, libraries_mb=LIBRARIES,
+                parts={k: round(v, 4) for k, v in parts(c, nets, optimisers, calls).items()})
+
+
+def line(r: dict) -> str:
+    "A row as it is printed; '-' where there is nothing to say."
+    show = lambda v, form: format("-" if v is None else format(v, form), ">8")
+    return (f"{r['size']:4} {r['batch']:5} {r['variant']:8} {r['what']:9} {r['images_per_s']:11.2f} {show(r['gflops_per_s'], '.0f')} {show(r['peak_share'], '.0%')} "
+            f"{show(r['roofline_share'], '.0%')} {r['peak_mb']:6.0f}  {' '.join(f'{k} {v:.3g}' for k, v in r['parts'].items())}")
+
+
+def verdict(rows: list):
+    "Ours against the others of the same size and attention."
+    for ours in (r for r in rows if r["what"] == "ours"):
+        for other in (r for r in rows if r["what"] != "ours" and (r["size"], r["variant"]) == (ours["size"], ours["variant"])):
+            print(f"{ours['size']} px, {ours['variant']}: {ours['images_per_s'] / other['images_per_s']:.2f} times the pictures of {other['what']} in "
+                  f"{ours['peak_mb'] / other['peak_mb']:.2f} of its memory")
 
 
 def main(cfg: Bench):
@@ -164,17 +216,14 @@ def main(cfg: Bench):
     kept = [r for r in read_rows(cfg.out) if r["size"] not in cfg.sizes or r["variant"] not in cfg.variants]
     top = peaks()
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}: GEMM {top['gemm'] / 1e9:.0f} GFLOP/s, convolution {top['conv'] / 1e9:.0f}, memory {top['bandwidth'] / 1e9:.1f} GB/s")
-    print("size batch variant  what       pictures/s GFLOP/s peak roofline     MB  parts, s")
+    print("size batch variant  what       pictures/s  GFLOP/s  of peak roofline     MB  parts, s")
     rows = []
-    for size in cfg.sizes:
-        for variant in cfg.variants:
-            for what in ("reference", "ours"):
-                case = dict(size=size, variant=variant, what=what, seconds=cfg.seconds, **top)
-                done = subprocess.run([sys.executable, __file__, "--case", json.dumps(case)], capture_output=True, text=True)
-                if done.returncode: raise SystemExit(f"bench: {size} px {variant} {what} failed:\n{done.stderr[-2000:]}")
-                r = json.loads(done.stdout.splitlines()[-1]); rows.append(r)
-                print(f"{size:4} {r['batch']:5} {variant:8} {what:9} {r['images_per_s']:11.2f} {r['gflops_per_s']:7.0f} {r['peak_share']:4.0%} {r['roofline_share']:8.0%} "
-                      f"{r['peak_mb']:6.0f}  {' '.join(f'{k} {v:.2f}' for k, v in r['parts'].items())}", flush=True)
+    for size, variant, what in ((s, v, w) for s in cfg.sizes for v in cfg.variants for w in WHAT[v]):
+        case = dict(size=size, variant=variant, what=what, seconds=cfg.seconds, **top)
+        done = subprocess.run([sys.executable, __file__, "--case", json.dumps(case)], capture_output=True, text=True)
+        if done.returncode: raise SystemExit(f"bench: {size} px {variant} {what} failed:\n{done.stderr[-2000:]}")
+        rows.append(json.loads(done.stdout.splitlines()[-1])); print(line(rows[-1]), flush=True)
+    verdict(rows)
     machine = dict(threads=torch.get_num_threads(), torch=torch.__version__, **{f"{k}_gflops_per_s": top[k] / 1e9 for k in ("gemm", "conv")}, bandwidth_gb_per_s=top["bandwidth"] / 1e9)
     write_json(cfg.out, sorted(kept + [r | dict(machine=machine) for r in rows], key=lambda r: r["size"]))
 

@@ -22,11 +22,10 @@ def conv1x1(c_in: int,  # channels in
 
 def project(x: torch.Tensor,  # B x C x H x W
             *convs: nn.Conv2d,  # 1×1 convolutions of C channels
-           ) -> tuple:  # one B x H*W x d per convolution; d is the widest of them, rounded up to a multiple of 16
-    "All `convs` in one matrix product over `x`, their outputs zero-padded to one head size `d`."
-    d = -(-max(c.out_channels for c in convs) // 16) * 16
-    w = torch.cat([F.pad(c.weight.flatten(1), (0, 0, 0, d - c.out_channels)) for c in convs])
-    return F.linear(x.flatten(2).mT, w).chunk(len(convs), dim=-1)  # in channels_last nothing is copied
+           ) -> tuple:  # one B x H*W x c_out per convolution
+    "All `convs` in one matrix product over `x`; in channels_last nothing is copied."
+    w = torch.cat([c.weight.flatten(1) for c in convs])
+    return F.linear(x.flatten(2).mT, w).split([c.out_channels for c in convs], dim=-1)
 
 # %% ../nbs/04_attention.ipynb #b3f0c7f6
 def to_map(tokens: torch.Tensor,  # B x H*W x C
@@ -37,11 +36,12 @@ def to_map(tokens: torch.Tensor,  # B x H*W x C
 
 def attend(q: torch.Tensor,  # B x N x d queries
            k: torch.Tensor,  # B x M x d keys
-           v: torch.Tensor,  # B x M x d values
-          ) -> torch.Tensor:  # B x N x d
-    "`softmax(q kᵀ) v`, one head, no scaling, fused: the N x M matrix never exists."
-    q, k, v = (t.unsqueeze(1) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, scale=1.0).squeeze(1)
+           v: torch.Tensor,  # B x M x c values
+          ) -> torch.Tensor:  # B x N x c
+    "`softmax(q kᵀ) v`, no scaling, fused: the N x M matrix never exists. One head, zero-padded to the wider of d and c, rounded up to a multiple of 16."
+    wide = -(-max(q.shape[-1], v.shape[-1]) // 16) * 16
+    head = lambda t: (t if t.shape[-1] == wide else F.pad(t, (0, wide - t.shape[-1]))).unsqueeze(1)
+    return F.scaled_dot_product_attention(head(q), head(k), head(v), scale=1.0).squeeze(1)[..., :v.shape[-1]]
 
 # %% ../nbs/04_attention.ipynb #12c6fc06
 class SelfAttention(nn.Module):
@@ -52,14 +52,12 @@ class SelfAttention(nn.Module):
         self.query, self.key, self.value = (conv1x1(channels, inner) for _ in range(3))
         self.out, self.gamma = conv1x1(inner, channels), nn.Parameter(torch.zeros(1))
 
-    def qkv(self, x: torch.Tensor):  # B x C x H x W -> three times B x H*W x d
+    def qkv(self, x: torch.Tensor):  # B x C x H x W -> three times B x H*W x C/8
         "Queries, keys and values, one row per position."
         return project(x, self.query, self.key, self.value)
 
     def forward(self, x: torch.Tensor):  # B x C x H x W -> the same shape
-        o = attend(*self.qkv(x))
-        w = F.pad(self.gamma * self.out.weight.flatten(1), (0, o.shape[-1] - self.out.in_channels))
-        return x + to_map(F.linear(o, w), x.shape[2])
+        return x + to_map(F.linear(attend(*self.qkv(x)), self.gamma * self.out.weight.flatten(1)), x.shape[2])
 
 # %% ../nbs/04_attention.ipynb #0286dd55
 def attention_map(module: nn.Module,  # a `SelfAttention` or `ReleasedAttention`
@@ -77,13 +75,13 @@ class ReleasedAttention(nn.Module):
         inner = max(1, channels // 4)
         self.query, self.key, self.value = conv1x1(channels, inner), conv1x1(channels, inner), conv1x1(channels, channels)
 
-    def qkv(self, x: torch.Tensor):  # B x C x H x W -> B x H*W x d, and twice B x (H//2)*(W//2) x d
+    def qkv(self, x: torch.Tensor):  # B x C x H x W -> B x H*W x C/4, and for (H//2)*(W//2) positions C/4 and C numbers
         "Queries at every position, keys and values max-pooled 2×2."
         q, k, v = project(x, self.query, self.key, self.value)
         return q, *(F.max_pool2d(to_map(t, x.shape[2]), 2).flatten(2).mT for t in (k, v))
 
     def forward(self, x: torch.Tensor):  # B x C x H x W -> the same shape
-        return x + to_map(attend(*self.qkv(x)), x.shape[2])[:, :x.shape[1]]
+        return x + to_map(attend(*self.qkv(x)), x.shape[2])
 
 # %% ../nbs/04_attention.ipynb #c5b76da3
 ATTENTION = dict(sagan=SelfAttention, released=ReleasedAttention, none=lambda channels: nn.Identity())

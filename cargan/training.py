@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['FREE', 'PRESETS', 'TrainConfig', 'released', 'plain', 'config_from_dict', 'fits', 'check_config', 'Players',
-           'update_G', 'update_D', 'make_accelerator', 'warmed_up', 'layout', 'make_players', 'checkpoint_folders',
-           'save_checkpoint', 'part', 'load_checkpoint', 'Meter', 'read_log', 'rewind_log', 'sample_grid',
-           'one_per_instrument', 'flatten', 'open_run', 'make_classifiers', 'batches', 'to_device', 'train', 'fit',
-           'log', 'save_samples', 'averaged', 'load_run']
+           'update_G', 'update_D', 'tune', 'make_accelerator', 'warmed_up', 'layout', 'make_players',
+           'checkpoint_folders', 'save_checkpoint', 'part', 'load_checkpoint', 'Meter', 'read_log', 'rewind_log',
+           'sample_grid', 'one_per_instrument', 'flatten', 'open_run', 'make_classifiers', 'batches', 'to_device',
+           'train', 'fit', 'log', 'save_samples', 'averaged', 'load_run']
 
 # %% ../nbs/10_training.ipynb #77de68da
-import json, math, shutil, time
+import ctypes, json, math, shutil, sys, time
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from datetime import timedelta
 from itertools import islice
@@ -168,12 +168,18 @@ def update_D(p: Players, batch: dict, out) -> dict:  # named losses
     return losses
 
 # %% ../nbs/10_training.ipynb #91032ad7
+def tune(device: torch.device):
+    "Settings of the whole process for training: TF32 on a GPU; on a CPU under Linux, memory that was freed stays with the process."
+    if device.type == "cuda": torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.benchmark = True  # convolutions have TF32 anyway
+    elif hasattr(libc := ctypes.CDLL(None) if sys.platform == "linux" else None, "mallopt"):
+        for option, value in ((-4, 0), (-1, 2**31 - 1)): libc.mallopt(option, value)  # M_MMAP_MAX, M_TRIM_THRESHOLD of glibc's malloc.h
+
 def make_accelerator(cfg: TrainConfig) -> Accelerator:
     "`accelerate`'s object for this run; safe to call again in a notebook."
     AcceleratorState._reset_state(); GradientState._reset_state()
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=timedelta(hours=6))]
     acc = Accelerator(cpu=cfg.device == "cpu", mixed_precision=cfg.precision, gradient_accumulation_steps=cfg.accumulate, kwargs_handlers=handlers)
-    if acc.device.type == "cuda": torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.benchmark = True  # convolutions have TF32 anyway
+    tune(acc.device)
     if cfg.batch_size % (acc.num_processes * cfg.accumulate):
         raise CarganError(f"batch_size={cfg.batch_size} cannot be shared by {acc.num_processes} processes x {cfg.accumulate} parts; make it a multiple")
     return acc
