@@ -6,7 +6,7 @@ Every row is measured in a process of its own, on random pairs: what it reports 
 (`libraries_mb`: what importing them took). `reference` is the paper read plainly (bench/reference.py), `released` the authors' code in our words
 (bench/released.py). FLOPs are those of convolutions, matrix products and attention of the first two, forward and backward, as the formulas need them:
 what is recomputed counts once. The roofline of a step is the sum, over convolutions, attention, batch norms and optimisers, forward and backward, of the larger of FLOPs / peak and
-bytes / bandwidth; peak and bandwidth are measured first. ResNet50 has random weights, the generators base 64, D 4 channels (64 at 256 px)."""
+bytes / bandwidth, both measured in the same process. ResNet50 has random weights, the generators base 64, D 4 channels (64 at 256 px)."""
 import json, resource, subprocess, sys, time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 class Bench:
     sizes: tuple[Literal[64, 128, 256], ...] = (64, 128, 256)  # pixels
     variants: tuple[Literal["sagan", "released"], ...] = ("sagan", "released")  # the paper's attention, the released code's
-    seconds: float = 8.  # for each row, after one step to warm up; at least one step
+    seconds: float = 8.  # for each row, after one step to warm up; a slower step is timed once
     out: Path = Path("bench/results.json")
 
 
@@ -47,9 +47,6 @@ class Case:
     variant: str
     what: Literal["ours", "reference", "released"]
     seconds: float
-    gemm: float = 1.  # FLOP/s
-    conv: float = 1.  # FLOP/s
-    bandwidth: float = 1.  # bytes/s
 
 
 def megabytes() -> float: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
@@ -58,17 +55,18 @@ def megabytes() -> float: return resource.getrusage(resource.RUSAGE_SELF).ru_max
 LIBRARIES = megabytes()  # before any network
 
 
-def seconds(f, budget: float = 1., least: int = 2, warm: bool = False) -> float:
-    "The median time of one call; unless `warm`, after one that doesn't count."
-    if not warm: f()
-    times, end = [], time.perf_counter() + budget
-    while len(times) < least or time.perf_counter() < end:
-        start = time.perf_counter(); f(); times.append(time.perf_counter() - start)
+def seconds(f, budget: float = 1., least: int = 2) -> float:
+    "The median time of one call; the first one counts only if it takes longer than the budget."
+    def once(): start = time.perf_counter(); f(); return time.perf_counter() - start
+    end, times = time.perf_counter() + budget, [once()]
+    if times[0] < budget:
+        times = []
+        while len(times) < least or time.perf_counter() < end: times.append(once())
     return sorted(times)[len(times) // 2]
 
 
 def peaks() -> dict:
-    "What this machine reaches: matrix product, convolution (forward), and bytes read and written."
+    "What this machine reaches at the moment: matrix product, convolution (forward), and bytes read and written."
     a, x, w = torch.randn(2048, 2048), torch.randn(8, 256, 32, 32), torch.randn(256, 256, 3, 3)
     big = torch.zeros(1 << 26)
     return dict(gemm=2 * 2048 ** 3 / seconds(lambda: a @ a), conv=2 * 8 * 32 * 32 * 256 * 256 * 9 / seconds(lambda: F.conv2d(x, w, padding=1)),
@@ -168,10 +166,10 @@ def parts(c: Case, nets: dict, optimisers: tuple, calls: dict) -> dict:
     "Seconds of each part alone, forward and backward, as often as a step calls it."
     def both(m):
         def go(): m(*[torch.rand(shape).requires_grad_() for shape in calls[m][0]]).float().square().mean().backward()
-        return len(calls[m]) * seconds(go, 1., 1)
+        return len(calls[m]) * seconds(go, .3, 1)
     times = {k: both(net) for k, net in nets.items()} | dict(attention=sum(both(m) for m in calls if m not in nets.values()))
     for q in (q for opt in optimisers for g in opt.param_groups for q in g["params"]): q.requires_grad_(True).grad = torch.zeros_like(q)
-    return times | dict(optimiser=seconds(lambda: [opt.step() for opt in optimisers], 1., 1), data=seconds(loader(c), 1., 1))
+    return times | dict(optimiser=seconds(lambda: [opt.step() for opt in optimisers], .3, 1), data=seconds(loader(c), .3, 1))
 
 
 def loader(c: Case):
@@ -183,22 +181,26 @@ def loader(c: Case):
 
 
 def measure(c: Case) -> dict:
+    "One row. A machine's speed wanders, so its peaks are the means of what it reached just before the step and just after."
+    before = peaks()
     go, nets, optimisers = make_step(c)
     calls = watched(go, nets)
-    took = seconds(go, c.seconds, 1, warm=True)
-    memory, n = megabytes(), BATCH[c.size]
+    took, memory, n = seconds(go, c.seconds), megabytes(), BATCH[c.size]
+    top = {k: (before[k] + v) / 2 for k, v in peaks().items()}
     speed = dict(gflops_per_s=None, peak_share=None, roofline_share=None, step_gflops=None)  # the released step computes other things
     if c.what != "released":
-        total = count(c); flops = total.flops()
-        speed = dict(gflops_per_s=flops / took / 1e9, peak_share=flops / took / c.conv, roofline_share=total.roofline(c.conv, c.bandwidth) / took, step_gflops=flops / 1e9)
+        total = count(c); rate = total.flops() / took
+        speed = dict(gflops_per_s=rate / 1e9, peak_share=rate / top["conv"], roofline_share=total.roofline(top["conv"], top["bandwidth"]) / took, step_gflops=total.flops() / 1e9)
+    machine = dict(threads=torch.get_num_threads(), torch=torch.__version__, gemm_gflops_per_s=top["gemm"] / 1e9, conv_gflops_per_s=top["conv"] / 1e9,
+                   bandwidth_gb_per_s=top["bandwidth"] / 1e9)
     return dict(size=c.size, batch=n, what=c.what, variant=c.variant, images_per_s=n / took, **speed, peak_mb=memory, libraries_mb=LIBRARIES,
-                parts={k: round(v, 4) for k, v in parts(c, nets, optimisers, calls).items()})
+                parts={k: round(v, 4) for k, v in parts(c, nets, optimisers, calls).items()}, machine=machine)
 
 
 def line(r: dict) -> str:
     "A row as it is printed; '-' where there is nothing to say."
     show = lambda v, form: format("-" if v is None else format(v, form), ">8")
-    return (f"{r['size']:4} {r['batch']:5} {r['variant']:8} {r['what']:9} {r['images_per_s']:11.2f} {show(r['gflops_per_s'], '.0f')} {show(r['peak_share'], '.0%')} "
+    return (f"{r['size']:4} {r['batch']:5} {r['variant']:8} {r['what']:9} {r['images_per_s']:10.2f} {show(r['gflops_per_s'], '.0f')} {r['machine']['conv_gflops_per_s']:8.0f} "
             f"{show(r['roofline_share'], '.0%')} {r['peak_mb']:6.0f}  {' '.join(f'{k} {v:.3g}' for k, v in r['parts'].items())}")
 
 
@@ -214,18 +216,16 @@ def main(cfg: Bench):
     if not 0 < cfg.seconds <= 600: raise CarganError(f"seconds={cfg.seconds} is not possible; give a number above 0, at most 600")
     writable_folder(cfg.out.parent)
     kept = [r for r in read_rows(cfg.out) if r["size"] not in cfg.sizes or r["variant"] not in cfg.variants]
-    top = peaks()
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}: GEMM {top['gemm'] / 1e9:.0f} GFLOP/s, convolution {top['conv'] / 1e9:.0f}, memory {top['bandwidth'] / 1e9:.1f} GB/s")
-    print("size batch variant  what       pictures/s  GFLOP/s  of peak roofline     MB  parts, s")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    print("size batch variant  what      pictures/s  GFLOP/s conv. peak roofline   MB  parts, s")
     rows = []
     for size, variant, what in ((s, v, w) for s in cfg.sizes for v in cfg.variants for w in WHAT[v]):
-        case = dict(size=size, variant=variant, what=what, seconds=cfg.seconds, **top)
+        case = dict(size=size, variant=variant, what=what, seconds=cfg.seconds)
         done = subprocess.run([sys.executable, __file__, "--case", json.dumps(case)], capture_output=True, text=True)
         if done.returncode: raise SystemExit(f"bench: {size} px {variant} {what} failed:\n{done.stderr[-2000:]}")
         rows.append(json.loads(done.stdout.splitlines()[-1])); print(line(rows[-1]), flush=True)
     verdict(rows)
-    machine = dict(threads=torch.get_num_threads(), torch=torch.__version__, **{f"{k}_gflops_per_s": top[k] / 1e9 for k in ("gemm", "conv")}, bandwidth_gb_per_s=top["bandwidth"] / 1e9)
-    write_json(cfg.out, sorted(kept + [r | dict(machine=machine) for r in rows], key=lambda r: r["size"]))
+    write_json(cfg.out, sorted(kept + rows, key=lambda r: r["size"]))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT/"bench"))
 from reference import Reference
+from released import Released
 
 
 def largest_difference(ours, theirs) -> float:
@@ -63,3 +64,19 @@ def test_a_whole_step_agrees():
     for _ in range(2):
         out, losses = update_G(p, batch); losses |= update_D(p, batch, out)
         for ours, theirs in zip((losses["G"], losses["D"]), ref.step(batch)): torch.testing.assert_close(ours.double(), theirs, atol=0, rtol=1e-5)
+
+
+def test_the_released_step_trains():
+    "pix2pix's U-Net of 128 px (41.8 million weights without label, second input and attention), and a step that moves every network but C."
+    from released import generator
+    plain = sum(q.numel() for n, q in generator(CARGANConfig(size=128), 3).named_parameters() if not any(a in n for a in ("query", "key", "value")))
+    assert plain == 41_828_995
+    seed_everything(0)
+    C = ImageClassifier(ClassifierConfig(arch="small"))
+    p, frozen = Released(CARGANConfig(size=32, base=8, d_base=2), C), [q.clone() for q in C.state_dict().values()]
+    nets = dict(G1=p.G1, G2=p.G2, D=p.D)
+    before = {k: [q.clone() for q in net.parameters()] for k, net in nets.items()}
+    batch = dict(mel=torch.rand(4, 1, 32, 32) * 2 - 1, image=torch.rand(4, 3, 32, 32) * 2 - 1, label=torch.tensor([0, 3, 3, 12]))
+    losses = [p.step(batch)[0].item() for _ in range(5)]
+    assert losses[-1] < losses[0] and all(torch.equal(a, b) for a, b in zip(frozen, C.state_dict().values()))
+    for k, net in nets.items(): assert not any(torch.equal(a, b) for a, b in zip(before[k], net.parameters())), k

@@ -55,3 +55,21 @@ def test_rows_of_earlier_runs(tmp_path, monkeypatch):
     for text in ('{"a": 1}', "[1]", "no json"):
         (tmp_path/"x.json").write_text(text)
         with pytest.raises(CarganError, match="does not hold the rows"): read_rows(tmp_path/"x.json")
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(__import__("ctypes").CDLL(None), "mallopt"), reason="a setting of glibc")
+def test_freed_memory_is_used_again():
+    "The second of two equal tensors finds its pages filled, after `tune`."
+    code = """
+import torch
+from resource import RUSAGE_SELF, getrusage
+from cargan.training import tune
+def page_faults():
+    before = getrusage(RUSAGE_SELF).ru_minflt
+    torch.ones(1 << 24)
+    return getrusage(RUSAGE_SELF).ru_minflt - before
+tune(torch.device("cpu")); page_faults(); print(page_faults())
+"""
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 100
