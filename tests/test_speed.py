@@ -59,7 +59,7 @@ def test_rows_of_earlier_runs(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux" or not hasattr(__import__("ctypes").CDLL(None), "mallopt"), reason="a setting of glibc")
 def test_freed_memory_is_used_again():
-    "The second of two equal tensors finds its pages filled, after `tune`."
+    "After `tune`, a tensor made again and again soon finds its pages filled; without it, each time they are new."
     code = """
 import torch
 from resource import RUSAGE_SELF, getrusage
@@ -68,8 +68,11 @@ def page_faults():
     before = getrusage(RUSAGE_SELF).ru_minflt
     torch.ones(1 << 24)
     return getrusage(RUSAGE_SELF).ru_minflt - before
-tune(torch.device("cpu")); page_faults(); print(page_faults())
+new = [page_faults() for _ in range(3)]
+tune(torch.device("cpu"))
+print(min(new), [page_faults() for _ in range(8)][-1])
 """
     done = run("-c", code)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 100
+    new, again = map(int, done.stdout.split())
+    assert again < 20 < new
