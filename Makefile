@@ -37,7 +37,7 @@ $(STAMP): setup.py settings.ini
 quickstart: $(STAMP)
 	$(BIN)/cargan synth --out $(DATA) --recordings 40 5 --performers 3
 	$(BIN)/cargan prepare --source $(DATA) --out $(DATA).npz
-	$(BIN)/cargan train --data $(DATA).npz --out $(RUN) --preset lab --max-steps 520
+	$(BIN)/cargan train --data $(DATA).npz --out $(RUN) --preset lab --max-steps 720
 	$(BIN)/cargan evaluate --run $(RUN) --data $(DATA).npz --pictures 130 --listen 130 --probe.epochs 4
 	$(BIN)/cargan generate --run $(RUN) --out $(RUN)/melody --video $(DATA)/melody.wav
 	@echo
