@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 class Bench:
     sizes: tuple[Literal[64, 128, 256], ...] = (64, 128, 256)  # pixels
     variants: tuple[Literal["sagan", "released"], ...] = ("sagan", "released")  # the paper's attention, the released code's
-    seconds: float = 4.  # for each row, after one step to warm up; if that takes longer, it is the one that counts
+    seconds: float = 4.  # for each row, after one step to warm up; a slower step is timed once
     out: Path = Path("bench/results.json")
 
 
@@ -55,13 +55,13 @@ def megabytes() -> float: return resource.getrusage(resource.RUSAGE_SELF).ru_max
 LIBRARIES = megabytes()  # before any network
 
 
-def seconds(f, budget: float = .5, least: int = 2, first=None) -> float:
-    "The median time of one call. The first one (of `first`, if given) counts only if it takes longer than the budget."
-    def once(f): start = time.perf_counter(); f(); return time.perf_counter() - start
-    times = [once(first or f)]
+def seconds(f, budget: float = .5, least: int = 2) -> float:
+    "The median time of one call; the first one counts only if it takes longer than the budget."
+    def once(): start = time.perf_counter(); f(); return time.perf_counter() - start
+    times = [once()]
     if times[0] < budget:
         times, end = [], time.perf_counter() + budget
-        while len(times) < least or time.perf_counter() < end: times.append(once(f))
+        while len(times) < least or time.perf_counter() < end: times.append(once())
     return sorted(times)[len(times) // 2]
 
 
@@ -152,15 +152,14 @@ def make_step(c: Case):
     return go, nets, (p.opt_G, p.opt_D)
 
 
-def watch(go, nets: dict) -> tuple:
-    "The step, which notes the shapes of what comes into each network and into the attention of G1 and G2, call by call; and these notes."
+def watched(go, nets: dict) -> dict:
+    "One step, and the shapes of what came into each network and into the attention of G1 and G2, call by call."
     attention = [m for k in ("G1", "G2") for m in nets[k].modules() if type(m).__name__.endswith("Attention")]
     calls = {m: [] for m in (*nets.values(), *attention)}
-    def watched():
-        hooks = [m.register_forward_hook(lambda m, inputs, y: calls[m].append([x.shape for x in inputs])) for m in calls]
-        go()
-        for h in hooks: h.remove()
-    return watched, calls
+    hooks = [m.register_forward_hook(lambda m, inputs, y: calls[m].append([x.shape for x in inputs])) for m in calls]
+    go()
+    for h in hooks: h.remove()
+    return calls
 
 
 def parts(c: Case, nets: dict, optimisers: tuple, calls: dict) -> dict:
@@ -185,8 +184,8 @@ def measure(c: Case) -> dict:
     "One row. A machine's speed wanders, so its peaks are the means of what it reached just before the step and just after."
     before = peaks()
     go, nets, optimisers = make_step(c)
-    watched, calls = watch(go, nets)
-    took, memory, n = seconds(go, c.seconds, first=watched), megabytes(), BATCH[c.size]
+    calls = watched(go, nets)  # memory is that of a second step, which has Adam's moments from its start
+    took, memory, n = seconds(go, c.seconds), megabytes(), BATCH[c.size]
     top = {k: (before[k] + v) / 2 for k, v in peaks().items()}
     speed = dict(gflops_per_s=None, peak_share=None, roofline_share=None, step_gflops=None)  # the released step computes other things
     if c.what != "released":
