@@ -140,7 +140,7 @@ class StepCost:
     curve: np.ndarray  # bytes alive after each operation of the step, all included
 
 def fake_players(cfg: TrainConfig) -> Players:
-    "The networks of a run; call it under `FakeTensorMode`, and nothing is computed."
+    "The networks of a run; call it under `FakeTensorMode` or on the meta device, and nothing is computed."
     model, D = CARGAN(cfg.model, ImageClassifier(cfg.classifier)), make_discriminator(cfg.model)
     plain = lambda net: torch.optim.SGD([q for q in net.parameters() if q.requires_grad])  # keeps nothing: Adam is added by hand
     return Players(cfg, make_accelerator(cfg), model.train(), D.train(), plain(model), plain(D))

@@ -14,7 +14,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT/"bench"))
 from reference import Reference
-from released import Released
+from released import Released, generator
 
 
 def largest_difference(ours, theirs) -> float:
@@ -68,7 +68,6 @@ def test_a_whole_step_agrees():
 
 def test_the_released_step_trains():
     "pix2pix's U-Net of 128 px (41.8 million weights without label, second input and attention), and a step that moves every network but C."
-    from released import generator
     plain = sum(q.numel() for n, q in generator(CARGANConfig(size=128), 3).named_parameters() if not any(a in n for a in ("query", "key", "value")))
     assert plain == 41_828_995
     seed_everything(0)

@@ -1,5 +1,5 @@
 "What the notebook on speed doesn't need to show: launch lines name real options, and its benchmarks run and refuse."
-import json, re, subprocess, sys
+import ctypes, json, re, subprocess, sys
 from dataclasses import fields
 
 import pytest
@@ -57,7 +57,7 @@ def test_rows_of_earlier_runs(tmp_path, monkeypatch):
         with pytest.raises(CarganError, match="does not hold the rows"): read_rows(tmp_path/"x.json")
 
 
-@pytest.mark.skipif(sys.platform != "linux" or not hasattr(__import__("ctypes").CDLL(None), "mallopt"), reason="a setting of glibc")
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="a setting of glibc")
 def test_freed_memory_is_used_again():
     "After `tune`, a tensor made again and again soon finds its pages filled; without it, each time they are new."
     code = """
