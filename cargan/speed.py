@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'LAUNCH', 'n_bytes', 'StepMeter', 'kind', 'roofline', 'show_
            'StepCost', 'fake_players', 'step_cost', 'at_batch', 'plan']
 
 # %% ../nbs/16_speed.ipynb #77de68da
-import time, weakref
+import copy, time, weakref
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from .classifier import ImageClassifier
+from .classifier import ImageClassifier, fold_batch_norms
 from .core import CarganError
 from .residue import CARGAN, make_discriminator
 from .training import Players, TrainConfig, check_config, make_accelerator, update_D, update_G
@@ -139,11 +139,16 @@ class StepCost:
     peak: int  # bytes alive at most, all of the above that exist at the time, and what is computed for a moment
     curve: np.ndarray  # bytes alive after each operation of the step, all included
 
-def fake_players(cfg: TrainConfig) -> Players:
-    "The networks of a run; call it under `FakeTensorMode` or on the meta device, and nothing is computed."
-    model, D = CARGAN(cfg.model, ImageClassifier(cfg.classifier)), make_discriminator(cfg.model)
-    plain = lambda net: torch.optim.SGD([q for q in net.parameters() if q.requires_grad])  # keeps nothing: Adam is added by hand
-    return Players(cfg, make_accelerator(cfg), model.train(), D.train(), plain(model), plain(D))
+def fake_players(cfg: TrainConfig,
+                 numberless,  # a context whose tensors hold no numbers: a `FakeTensorMode`, or the meta device
+                ) -> Players:
+    "The networks of a run, for steps within the same context that compute nothing."
+    with torch.device("meta"): C = fold_batch_norms(ImageClassifier(cfg.classifier))  # a FakeTensorMode allows no folding
+    with numberless:
+        weights = {id(t): torch.empty(t.shape) for t in (*C.parameters(), *C.buffers())}
+        model, D = CARGAN(cfg.model, copy.deepcopy(C, weights)), make_discriminator(cfg.model)
+        plain = lambda net: torch.optim.SGD([q for q in net.parameters() if q.requires_grad])  # keeps nothing: Adam is added by hand
+        return Players(cfg, make_accelerator(cfg), model.train(), D.train(), plain(model), plain(D))
 
 # %% ../nbs/16_speed.ipynb #7719a1c7
 @lru_cache(64)
@@ -155,8 +160,8 @@ def step_cost(cfg: TrainConfig,  # of its batch only `pairs` are taken
     if pairs < 1: raise CarganError(f"a step of {pairs} pairs is not possible; give 1 or more")
     cfg = replace(cfg, device="cpu", batch_size=pairs, accumulate=1, compile=False, precision="no" if cfg.precision == "no" else "bf16")
     size, meter = cfg.model.size, StepMeter()
-    with FakeTensorMode():
-        p = fake_players(cfg)
+    p = fake_players(cfg, numberless := FakeTensorMode())
+    with numberless:
         batch = dict(mel=torch.rand(pairs, cfg.model.mel_channels, size, size), image=torch.rand(pairs, 3, size, size), label=torch.zeros(pairs, dtype=torch.int64))
         tensors = [*p.model.parameters(), *p.model.buffers(), *p.D.parameters(), *p.D.buffers()]
         meter.watch(*tensors); weights = meter.alive
