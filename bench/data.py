@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from cargan.bundle import PART, PrepareConfig, open_bundle, prepare, read_source, write_folder
 from cargan.core import INSTRUMENTS, CarganError, cores, writable_folder, write_json
-from cargan.data import PART, EpochSampler, PairDataset, PrepareConfig, make_loader, open_bundle, prepare, read_source, write_folder
+from cargan.data import EpochSampler, PairDataset, make_loader
 from cargan.lms import LMSConfig
 from common import read_rows, run
 

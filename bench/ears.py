@@ -13,9 +13,10 @@ import tyro
 
 from real_notes import measure
 
+from cargan.bundle import open_bundle
 from cargan.classifier import AudioClassifierConfig, load_audio_classifier, save_classifier, train_audio_classifier
 from cargan.core import CarganError, atomic_path, writable_folder
-from cargan.data import open_bundle, split_recordings
+from cargan.data import split_recordings
 
 MAKERS = {"data alone": (), "+ more of the same": ("TimGM6mb",), "+ formants": ("formants",), "+ Merlin": ("Merlin",), "+ all three": ("TimGM6mb", "Merlin", "formants")}
 

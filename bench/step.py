@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from cargan.attention import ReleasedAttention, SelfAttention
+from cargan.bundle import Bundle
 from cargan.classifier import ClassifierConfig, ImageClassifier
 from cargan.core import INSTRUMENTS, CarganError, seed_everything, writable_folder, write_json
-from cargan.data import Bundle, PairDataset
+from cargan.data import PairDataset
 from cargan.residue import CARGANConfig
 from cargan.speed import fake_players
 from cargan.training import PRESETS, make_accelerator, make_players, to_device, update_D, update_G

@@ -31,9 +31,9 @@ class Command:
 COMMANDS = {
     "synth": Command("render the embedded data set: 13 drawn musicians who play a sampled SoundFont", "cargan.synth", "SynthConfig", "render_dataset",
                      "cargan synth --out data/synthurmp"),
-    "videos": Command("cut your own videos into half-second windows, in the layout of Sub-URMP", "cargan.data", "VideoConfig", "cut_videos",
+    "videos": Command("cut your own videos into half-second windows, in the layout of Sub-URMP", "cargan.sources", "VideoConfig", "cut_videos",
                       "cargan videos --source my_videos --out data/mine"),
-    "prepare": Command("read sounds and pictures (Sub-URMP, list file, your own) into one bundle", "cargan.data", "PrepareConfig", "prepare",
+    "prepare": Command("read sounds and pictures (Sub-URMP, list file, your own) into one bundle", "cargan.bundle", "PrepareConfig", "prepare",
                        "cargan prepare --source data/synthurmp --out data/synthurmp.npz", "the same command goes on where it stopped"),
     "train": Command("train both classifiers and the two-stage CAR-GAN, or go on with a run", "cargan.training", "TrainConfig", "train",
                      "cargan train --data data/synthurmp.npz --out runs/quickstart", "the same command goes on from the last checkpoint"),
@@ -171,7 +171,7 @@ def describe_run(path: Path) -> dict:
 
 def describe_bundle(path: Path) -> dict:
     "How many pairs of what, and from how many recordings."
-    from cargan.data import open_bundle
+    from cargan.bundle import open_bundle
     b = open_bundle(path)
     names = Counter(str(b.instruments[i]) for i in b.label)
     facts = {"bundle": path, "pairs": len(b), "pictures": " x ".join(map(str, b.image.shape[1:3])) + " pixels", "sounds": " x ".join(map(str, b.lms_db.shape[1:])) + " log-mel, dB",

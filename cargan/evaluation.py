@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from .classifier import (ClassifierConfig, load_audio_classifier, load_classifier, predict_label, save_classifier, show_confusion,
                                train_classifier)
 from .core import INSTRUMENTS, CarganError, atomic_path, load_weights, read_json, save_figure, show_images, to_uint8, write_json
-from .data import Bundle, PairDataset, fingerprint, open_data, split_recordings
+from .data import PairDataset, fingerprint, open_data, split_recordings
 from .listening import (ProbeConfig, attention_layers, draw_pictures, judged, listening_table, make_conditions, partners, probe_table, real_pictures,
                               residue_table, show_attention, show_listening, show_probes, train_probe, without_attention)
 from .metrics import (EffNetExtractor, bootstrap, cached, distances, features, load_inception, macro_accuracy, memorised, nearest,

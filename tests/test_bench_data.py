@@ -10,8 +10,8 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT/"bench"))
 import data as bench_data
 import sound as bench_sound
+from cargan.bundle import open_bundle
 from cargan.core import CarganError
-from cargan.data import open_bundle
 
 
 def test_sound(tmp_path, capsys):

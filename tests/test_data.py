@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cargan.bundle import Bundle, PrepareConfig, open_bundle, prepare, save_bundle
 from cargan.core import INSTRUMENTS, CarganError, from_uint8
-from cargan.data import (Bundle, EpochSampler, PairDataset, PrepareConfig, VideoConfig, announce_rows, cut_videos, load_picture, make_loader, open_bundle,
-                         open_data, prepare, read_suburmp, save_bundle, split_recordings)
+from cargan.data import EpochSampler, PairDataset, announce_rows, make_loader, open_data, split_recordings
 from cargan.lms import load_audio, log_mel
+from cargan.sources import VideoConfig, cut_videos, load_picture, read_suburmp
 
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
@@ -146,7 +147,7 @@ def test_reads_the_released_layout(layout, tmp_path):
 
 @pytest.mark.parametrize("part", [256, 5], ids=["one part", "three parts"])
 def test_any_number_of_processes_gives_the_same_bytes(part, layout, tmp_path, monkeypatch):
-    import cargan.data as d
+    import cargan.bundle as d
     monkeypatch.setattr(d, "PART", part)
     a, b, folder = (prepare(PrepareConfig(layout, tmp_path/name, size=16, workers=w)) for name, w in (("a.npz", 1), ("b.npz", 2), ("c", 2)))
     assert a.read_bytes() == b.read_bytes()
@@ -156,7 +157,7 @@ def test_any_number_of_processes_gives_the_same_bytes(part, layout, tmp_path, mo
 
 
 def test_a_process_that_dies_is_one_sentence_and_can_be_made_good(layout, tmp_path, monkeypatch):
-    import cargan.data as d
+    import cargan.bundle as d
     load, cfg, here = d.load_picture, PrepareConfig(layout, tmp_path/"b.npz", size=16, workers=2), os.getpid()
     def deadly(path, *a):
         if path.stem == "tuba01_700" and os.getpid() != here: os.kill(os.getpid(), signal.SIGKILL)
@@ -171,7 +172,7 @@ def test_a_process_that_dies_is_one_sentence_and_can_be_made_good(layout, tmp_pa
 
 
 def test_what_fails_in_a_process_is_said_as_it_would_be_here(layout, tmp_path, monkeypatch):
-    import cargan.data as d
+    import cargan.bundle as d
     def full(path, obj): raise CarganError(f"cannot write {path} (No space left on device); check the disk and the permissions")
     monkeypatch.setattr(d, "PART", 2); monkeypatch.setattr(d, "write_json", full)
     for workers in (1, 2):
@@ -259,7 +260,7 @@ def test_factors_come_along(layout, tmp_path):
 
 KILLED = """
 import sys, time
-import cargan.data as d
+import cargan.bundle as d
 slow = d.load_picture
 def load(*a): time.sleep(.2); return slow(*a)
 d.load_picture, d.PART = load, 2
@@ -270,7 +271,7 @@ d.prepare(d.PrepareConfig(Path(sys.argv[1]), Path(sys.argv[2]), size=16, workers
 
 def test_killed_in_the_middle_and_taken_up_again(layout, tmp_path, monkeypatch):
     "SIGKILL after the first parts: no bundle; the second run reads only what is missing, and ends with the same bytes."
-    import cargan.data as d
+    import cargan.bundle as d
     whole, out = prepare(PrepareConfig(layout, tmp_path/"whole.npz", size=16)), tmp_path/"out.npz"
     process = subprocess.Popen([sys.executable, "-c", KILLED, layout, out], stderr=subprocess.DEVNULL)
     parts = lambda: list(tmp_path.glob(".out.npz*/part_*.json"))

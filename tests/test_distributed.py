@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import torch
 
+from cargan.bundle import save_bundle
 from cargan.core import load_weights
-from cargan.data import save_bundle
 from cargan.residue import CARGANConfig
 from cargan.training import checkpoint_folders, plain
 from test_resume import tiny, toy_bundle

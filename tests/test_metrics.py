@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np, pytest, torch
 
+from cargan.bundle import open_bundle, save_bundle
 from cargan.classifier import ClassifierConfig
 from cargan.core import CarganError
-from cargan.data import open_bundle, save_bundle
 from cargan.evaluation import EvaluateConfig, evaluate
 from cargan.listening import ProbeConfig, partners
 from cargan.metrics import bootstrap, cached, load_inception

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from cargan.bundle import Bundle, save_bundle
 from cargan.classifier import AudioClassifierConfig, ClassifierConfig
 from cargan.core import INSTRUMENTS, CarganError
-from cargan.data import Bundle, save_bundle
 from cargan.residue import CARGANConfig
 from cargan.training import PRESETS, checkpoint_folders, train
 
