@@ -3,7 +3,7 @@
   python bench/draws.py OUT --run runs/quickstart --data data/synthurmp.npz [--nudges 0 1 2 3] [--max-steps 720]
 
 Every draw has the run's configuration, seed, classifiers and judges. It begins from a checkpoint of step 0 in which the weights of G1's first convolution are
-multiplied by 1 + k/10^6, which is what another version of the code or another number of threads does to every sum. OUT/draw_0, OUT/draw_1, … are runs;
+multiplied by 1 + k/10^6: some ten roundings, in one layer and once, in place of what another version of the code or another number of threads does to every sum. OUT/draw_0, OUT/draw_1, … are runs;
 started again, it goes on where it stopped. Prints, and keeps in OUT/draws.json, what the judge sees in held-out windows in which somebody plays."""
 import shutil
 from dataclasses import dataclass, replace

@@ -1,12 +1,16 @@
 """How close a training step comes to what the machine can do; `make bench` writes bench/results.json and prints it as a table.
 
-  python bench/step.py [--sizes 64 128 256] [--seconds 8] [--out bench/results.json]
+  python bench/step.py [--sizes 64 128 256] [--seconds 4] [--out bench/results.json]
 
 Every row is measured in a process of its own, on random pairs: what it reports as memory is that process's largest resident set, libraries included
 (`libraries_mb`: what importing them took). `reference` is the paper read plainly (bench/reference.py), `released` the authors' code in our words
-(bench/released.py). FLOPs are those of convolutions, matrix products and attention of the first two, forward and backward, as the formulas need them:
-what is recomputed counts once. The roofline of a step is the sum, over convolutions, attention, batch norms and optimisers, forward and backward, of the larger of FLOPs / peak and
-bytes / bandwidth, both measured in the same process. ResNet50 has random weights, the generators base 64, D 4 channels (64 at 256 px)."""
+(bench/released.py). FLOPs are those of convolutions, matrix products and attention of *our* step, forward and backward, as the formulas need them: what is recomputed
+counts once. The reference is held against the same count; the released step computes other things and gets none. The roofline of a step is the sum, over convolutions, attention,
+batch norms and optimisers, forward and backward, of the larger of FLOPs / peak and bytes / bandwidth, both measured in the same process; the peak is that of convolution or matrix product, whichever is higher.
+ResNet50 has random weights, the generators base 64, D 4 channels (64 at 256 px).
+Parts are timed alone, one forward and one backward pass for every call in a step and all weights of G1, G2 and D learning, so they needn't sum up to the step.
+The time of a step is the median of those after a first; only a first step of more than half a minute (the reference, 256 px, paper's attention) counts itself.
+The same for parts, but at 256 px the first call counts."""
 import json, resource, subprocess, sys, time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +28,7 @@ from cargan.core import INSTRUMENTS, CarganError, seed_everything, writable_fold
 from cargan.data import PairDataset
 from cargan.residue import CARGANConfig
 from cargan.speed import fake_players
-from cargan.training import PRESETS, make_accelerator, make_players, to_device, update_D, update_G
+from cargan.training import PRESETS, make_accelerator, make_players, to_device, tune, update_D, update_G
 from common import read_rows, run
 from reference import Reference
 from released import Released
@@ -38,7 +42,7 @@ CPU = torch.device("cpu")
 class Bench:
     sizes: tuple[Literal[64, 128, 256], ...] = (64, 128, 256)  # pixels
     variants: tuple[Literal["sagan", "released"], ...] = ("sagan", "released")  # the paper's attention, the released code's
-    seconds: float = 4.  # for each row, after one step to warm up; a first step that takes longer is the measurement
+    seconds: float = 4.  # for each row, after one step to warm up
     out: Path = Path("bench/results.json")
 
 
@@ -56,13 +60,11 @@ def megabytes() -> float: return resource.getrusage(resource.RUSAGE_SELF).ru_max
 LIBRARIES = megabytes()  # before any network
 
 
-def seconds(f, budget: float = .5, least: int = 2) -> float:
-    "The median time of one call; the first one counts only if it takes longer than the budget."
-    def once(): start = time.perf_counter(); f(); return time.perf_counter() - start
-    times = [once()]
-    if times[0] < budget:
-        times, end = [], time.perf_counter() + budget
-        while len(times) < least or time.perf_counter() < end: times.append(once())
+def seconds(f, budget: float = .5, least: int = 2, warmup: int = 1) -> float:
+    "The median time of one call, after `warmup` calls that don't count."
+    for _ in range(warmup): f()
+    times, end = [], time.perf_counter() + budget
+    while len(times) < least or time.perf_counter() < end: start = time.perf_counter(); f(); times.append(time.perf_counter() - start)
     return sorted(times)[len(times) // 2]
 
 
@@ -157,7 +159,7 @@ def zero_gradients(optimisers: tuple):
 
 
 def leave_behind(optimisers: tuple, gradients: bool):
-    "What a step leaves to the next, so that the first one takes as much memory as any other: Adam's moments, in the plain steps `gradients` too."
+    "What a step leaves to the next, so that the first one takes about as much memory as any other: Adam's moments, in the plain steps `gradients` too."
     zero_gradients(optimisers)
     for opt in optimisers:
         opt.step()  # by nothing: the weights stay as they are
@@ -176,12 +178,13 @@ def watched(go, nets: dict) -> tuple:
 
 def parts(c: Case, nets: dict, optimisers: tuple, calls: dict) -> dict:
     "Seconds of each part alone, forward and backward, as often as a step calls it."
+    timed = lambda f: seconds(f, .3, 3) if c.size < 256 else seconds(f, 0, 1, 0)
     def both(m):
         def go(): m(*[torch.rand(shape).requires_grad_() for shape in calls[m][0]]).float().square().mean().backward()
-        return len(calls[m]) * seconds(go, .3, 1)
-    times = {k: both(net) for k, net in nets.items()} | dict(attention=sum(both(m) for m in calls if m not in nets.values()))
+        return len(calls[m]) * timed(go)
     zero_gradients(optimisers)
-    return times | dict(optimiser=seconds(lambda: [opt.step() for opt in optimisers], .3, 1), data=seconds(loader(c), .3, 1))
+    times = {k: both(net) for k, net in nets.items()} | dict(attention=sum(both(m) for m in calls if m not in nets.values()))
+    return times | dict(optimiser=timed(lambda: [opt.step() for opt in optimisers]), data=timed(loader(c)))
 
 
 def loader(c: Case):
@@ -193,18 +196,19 @@ def loader(c: Case):
 
 
 def measure(c: Case) -> dict:
-    "One row. A machine's speed wanders, so its peaks are the means of what it reached just before the step and just after."
+    "One row. A machine's speed wanders, so its peaks are the larger of what it reached just before the step and just after."
+    if c.what == "ours": tune(CPU)  # as make_players will; the peaks shall be those of the same settings
     before = peaks()
     go, nets, optimisers = make_step(c)
     leave_behind(optimisers, gradients=c.what != "ours")
     took, calls = watched(go, nets)
-    if took < c.seconds: took = seconds(go, c.seconds)
+    if took < 30: took = seconds(go, c.seconds, 1, 0)
     memory, n = megabytes(), BATCH[c.size]
-    top = {k: (before[k] + v) / 2 for k, v in peaks().items()}
+    top = {k: max(before[k], v) for k, v in peaks().items()}
     speed = dict(gflops_per_s=None, peak_share=None, roofline_share=None, step_gflops=None)  # the released step computes other things
     if c.what != "released":
-        total = count(c); rate = total.flops() / took
-        speed = dict(gflops_per_s=rate / 1e9, peak_share=rate / top["conv"], roofline_share=total.roofline(top["conv"], top["bandwidth"]) / took, step_gflops=total.flops() / 1e9)
+        total, peak = count(c), max(top["gemm"], top["conv"]); rate = total.flops() / took
+        speed = dict(gflops_per_s=rate / 1e9, peak_share=rate / peak, roofline_share=total.roofline(peak, top["bandwidth"]) / took, step_gflops=total.flops() / 1e9)
     machine = dict(threads=torch.get_num_threads(), torch=torch.__version__, gemm_gflops_per_s=top["gemm"] / 1e9, conv_gflops_per_s=top["conv"] / 1e9,
                    bandwidth_gb_per_s=top["bandwidth"] / 1e9)
     return dict(size=c.size, batch=n, what=c.what, variant=c.variant, images_per_s=n / took, **speed, peak_mb=memory, libraries_mb=LIBRARIES,
@@ -214,8 +218,8 @@ def measure(c: Case) -> dict:
 def line(r: dict) -> str:
     "A row as it is printed; '-' where there is nothing to say."
     show = lambda v, form: format("-" if v is None else format(v, form), ">8")
-    return (f"{r['size']:4} {r['batch']:5} {r['variant']:8} {r['what']:9} {r['images_per_s']:10.2f} {show(r['gflops_per_s'], '.0f')} {r['machine']['conv_gflops_per_s']:8.0f} "
-            f"{show(r['roofline_share'], '.0%')} {r['peak_mb']:6.0f}  {' '.join(f'{k} {v:.3g}' for k, v in r['parts'].items())}")
+    return (f"{r['size']:4} {r['batch']:5} {r['variant']:8} {r['what']:9} {r['images_per_s']:10.2f} {show(r['gflops_per_s'], '.0f')} {r['machine']['gemm_gflops_per_s']:8.0f} {r['machine']['conv_gflops_per_s']:8.0f} "
+            f"{show(r['peak_share'], '.0%')} {show(r['roofline_share'], '.0%')} {r['peak_mb']:6.0f}  {' '.join(f'{k} {v:.3g}' for k, v in r['parts'].items())}")
 
 
 def verdict(rows: list):
@@ -231,7 +235,7 @@ def main(cfg: Bench):
     writable_folder(cfg.out.parent)
     kept = [r for r in read_rows(cfg.out) if r["size"] not in cfg.sizes or r["variant"] not in cfg.variants]
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    print("size batch variant  what      pictures/s  GFLOP/s conv. peak roofline   MB  parts, s")
+    print("size batch variant  what      pictures/s  GFLOP/s of gemm  of conv    share roofline     MB  parts, s")
     rows = []
     for size, variant, what in ((s, v, w) for s in cfg.sizes for v in cfg.variants for w in WHAT[v]):
         case = dict(size=size, variant=variant, what=what, seconds=cfg.seconds)

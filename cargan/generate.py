@@ -66,7 +66,7 @@ def to_mono(wave,  # samples, or channels x samples; any float or integer type
            ) -> np.ndarray:  # samples, float32
     "Samples as the log-mel wants them; raises `CarganError` if there are none or they aren't finite."
     wave = np.asarray(wave)
-    if wave.dtype.kind in "iu": wave = wave / np.iinfo(wave.dtype).max
+    if wave.dtype.kind in "iu": wave = wave / 2. ** (8 * wave.dtype.itemsize - 1) - (wave.dtype.kind == "u")  # unsigned: silence in the middle
     if wave.ndim == 2: wave = wave.mean(0)
     if wave.ndim != 1 or wave.size == 0: raise CarganError(f"the sound has shape {wave.shape}; give samples, or channels x samples")
     if not np.isfinite(wave).all(): raise CarganError("the sound holds NaN or infinite samples; mend it first")

@@ -101,6 +101,7 @@ def open_rgb(path: str | Path,  # JPEG or PNG
             if img.width * img.height > MAX_PIXELS: raise CarganError(f"{what} {path} has {img.width}x{img.height} pixels; scale it down")
             if size and img.format == "JPEG": img.draft("RGB", (2 * size, 2 * size))
             if img.mode.startswith("I"): img = Image.fromarray((np.asarray(img, np.uint32) >> 8).astype(np.uint8))  # 16 bits a pixel
+            if "A" in img.getbands() or "transparency" in img.info: img = Image.alpha_composite(Image.new("RGBA", img.size, "white"), img.convert("RGBA"))
             return img.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise CarganError(f"{what} {path} cannot be decoded ({type(e).__name__}); replace it or leave it out") from None

@@ -50,12 +50,13 @@ class StepMeter(TorchDispatchMode):
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         if op is torch.ops.prim.device.default: return args[0].fake_device  # a question, not an operation
         start = time.perf_counter(); out = op(*args, **(kwargs or {})); took = time.perf_counter() - start
-        made, read = ([t for t in tree_leaves(x) if isinstance(t, torch.Tensor)] for x in (out, (args, kwargs)))
+        changed = [x for x, a in zip(args, op._schema.arguments) if a.is_write and a.name != "grads"]  # Adam could scale those, and doesn't
+        made, wrote, read = ([t for t in tree_leaves(x) if isinstance(t, torch.Tensor)] for x in (out, changed if out is None else out, (args, kwargs)))
         self.watch(*made)
         formula = flop_registry.get(op.overloadpacket)
         flops = formula(*args, **(kwargs or {}), out_val=out) if formula else 0
         self.rows.append(dict(op=op.overloadpacket.__name__, shapes=[tuple(t.shape) for t in read[:3]], flops=flops,
-                              bytes=n_bytes(made + read), seconds=took, alive=self.alive))
+                              bytes=n_bytes(wrote + read), seconds=took, alive=self.alive))
         return out
 
 # %% ../nbs/16_speed.ipynb #7b52009b
