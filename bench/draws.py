@@ -17,7 +17,7 @@ from cargan.classifier import load_classifier
 from cargan.core import CarganError, write_json
 from cargan.data import open_data
 from cargan.evaluation import EvaluateConfig, open_case
-from cargan.training import checkpoint_folders, load_run, make_accelerator, make_players, open_run, save_checkpoint, train
+from cargan.training import checkpoint_folders, load_run, make_accelerator, make_players, open_run, read_log, save_checkpoint, train
 from common import run
 
 KEPT = ("classifier.safetensors", "audio_classifier.safetensors", "evaluator.safetensors", "evaluator_paper.safetensors")  # of the run: the same for all draws
@@ -46,11 +46,11 @@ def begin(c: Draws, k: int):
 
 
 def draw(c: Draws, k: int) -> dict:
-    "What the judge sees after `max_steps`."
+    "What the judge sees at the end; a draw that was trained further before stays so."
     run = train(begin(c, k))
     case = open_case(EvaluateConfig(run, c.data))
     fine, coarse = (case.likeness(of, case.playing) for of in ("true", "true_coarse"))
-    return dict(k=k, steps=c.max_steps, n=fine["n"], accuracy_true_label=fine["accuracy"], l1_coarse=coarse["l1"], l1_fine=fine["l1"])
+    return dict(k=k, steps=int(read_log(run).step.iloc[-1]), n=fine["n"], accuracy_true_label=fine["accuracy"], l1_coarse=coarse["l1"], l1_fine=fine["l1"])
 
 
 def main(c: Draws):
