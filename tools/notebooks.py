@@ -1,4 +1,4 @@
-"""Run notebooks in place and keep what a reader wants to see.  Usage: python tools/notebooks.py [nbs/05_unet.ipynb ...]
+"""Run notebooks in place and keep what a reader wants to see.  Usage: python tools/notebooks.py [nbs/21_unet.ipynb ...]
 
 Progress bars and warnings (everything on stderr) are shown here and left out of the notebook; names of temporary folders become "…"."""
 import json, os, re, sys, tempfile, time
