@@ -1,14 +1,13 @@
-"What the benchmarks have in common: errors in one line, and rows that are kept as JSON."
-import json, sys
+"What the benchmarks have in common: errors in one line, rows that are kept as JSON, and players whose parts were made from noise."
+import json, sys, tempfile
 from pathlib import Path
-
-import tyro
 
 from cargan.core import CarganError
 
 
 def run(main, config: type, doc: str):
     "Call `main` with what the command line says; bad input ends with one line and status 2."
+    import tyro  # here, not above: bench/gpu.py needs none
     try: main(tyro.cli(config, description=doc))
     except CarganError as e:
         print(f"{Path(sys.argv[0]).stem}: {e}", file=sys.stderr)
@@ -23,3 +22,14 @@ def read_rows(path: Path) -> list:
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
         raise CarganError(f"{path} does not hold the rows of a benchmark; remove it, or give another file")
     return rows
+
+
+def random_players(cfg):
+    "The players of any method, as a run would have them; what it makes beforehand is made from noise."
+    from cargan.cost import random_parts
+    from cargan.methods import find_method
+    from cargan.training import make_accelerator, make_players
+    accelerator = make_accelerator(cfg)
+    with tempfile.TemporaryDirectory() as tmp:
+        folder = random_parts(cfg, Path(tmp), accelerator.device)
+        return make_players(cfg, lambda: find_method(cfg.method).make_model(cfg, folder), accelerator)

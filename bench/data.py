@@ -118,7 +118,7 @@ def loader_rows(cfg: Data) -> list:
 
 def step_takes(cfg: Data, size: int) -> float | None:  # pictures/s
     "The fastest step of this size in the step benchmark's results, if they are there."
-    return max((r["images_per_s"] for r in read_rows(cfg.results) if r["size"] == size), default=None)
+    return max((r["images_per_s"] for r in read_rows(cfg.results) if r["size"] == size and "method" not in r), default=None)
 
 
 def picture_gflops(cfg: Data, size: int = 256) -> float:

@@ -14,7 +14,8 @@ import tyro
 from real_notes import measure
 
 from cargan.bundle import open_bundle
-from cargan.classifier import AudioClassifierConfig, load_audio_classifier, save_classifier, train_audio_classifier
+from cargan.hearing import AudioClassifierConfig, load_audio_classifier, train_audio_classifier
+from cargan.looking import save_classifier
 from cargan.core import CarganError, atomic_path, writable_folder
 from cargan.data import split_recordings
 

@@ -5,7 +5,7 @@
 Every row is measured in a process of its own: seconds of one call, and by how much its first call made the process's largest resident set grow
 (after a small step or a small map, which load the libraries). Rows of kinds not named in `--what` are kept as they are in the file.
   step        base 8, D 8 channels, small C, one random pair: with the paper's attention, and without any
-  memory      base 24, D 16, small C, 8 to 32 pairs, beside what `cargan.speed.step_cost` predicts
+  memory      base 24, D 16, small C, 8 to 32 pairs, beside what `cargan.cost.step_cost` predicts
   attention   128 channels, so queries, keys and values of 16 numbers; one map, forward and backward; fused (ours), and with its matrix written
               down (bench/reference.py)
   operations  one step at 128 px (batch 4, base 64, D 4, ResNet50 with random weights): FLOPs, bytes and seconds of each tensor operation
@@ -18,14 +18,15 @@ from typing import Literal
 import torch
 
 from cargan.attention import SelfAttention
-from cargan.classifier import ImageClassifier
+from cargan.cascade import METHOD, PRESETS
 from cargan.core import CarganError, read_json, seed_everything, write_json
+from cargan.cost import StepMeter, step_cost
+from cargan.looking import ImageClassifier
 from cargan.residue import CARGANConfig
-from cargan.speed import StepMeter, exponents, step_cost
-from cargan.training import PRESETS, make_accelerator, make_players
+from cargan.speed import exponents
 from common import run
 from reference import Attention
-from step import Case, our_step, peaks, players
+from step import Case, our_players, peaks, players
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ def make_step(cfg):
     size, n, made = cfg.model.size, cfg.batch_size, []
     batch = dict(mel=torch.rand(n, 1, size, size), image=torch.rand(n, 3, size, size), label=torch.arange(n) % 13)
     def step():
-        if not made: made.append(make_players(cfg, ImageClassifier(cfg.classifier), make_accelerator(cfg)))
-        our_step(made[0], batch)
+        if not made: made.append(our_players(cfg, ImageClassifier(cfg.classifier)))
+        METHOD.step(made[0], batch)
     return step
 
 
@@ -78,10 +79,10 @@ def attention(positions: int, variant: str) -> dict:
 def operations() -> dict:
     "The third step: every operation of at least 0.2 ms, and this machine's peaks."
     cfg, C, batch = players(Case(128, "sagan", "ours", 1.))
-    p, meter = make_players(cfg, C, make_accelerator(cfg)), StepMeter()
-    for _ in range(2): our_step(p, batch)
+    p, meter = our_players(cfg, C), StepMeter()
+    for _ in range(2): METHOD.step(p, batch)
     start = time.perf_counter()
-    with meter: our_step(p, batch)
+    with meter: METHOD.step(p, batch)
     took = time.perf_counter() - start
     kept = [{k: r[k] for k in ("op", "shapes", "flops", "bytes", "seconds")} for r in meter.rows if r["seconds"] >= 2e-4]
     return dict(what="operations", size=128, batch=4, step_seconds=took, kept_seconds=sum(r["seconds"] for r in kept), operations=kept, **peaks())

@@ -17,11 +17,12 @@ import numpy as np
 import onnxruntime
 import torch
 
-from cargan.classifier import ClassifierConfig, ImageClassifier
-from cargan.export import FromDecibels, OnnxCascade, difference, example, export_program, write_onnx
+from cargan.cascade import PRESETS
+from cargan.looking import ClassifierConfig, ImageClassifier
+from cargan.export import FromDecibels, OnnxModel, difference, example, export_program, write_onnx
 from cargan.lms import log_mel
 from cargan.residue import CARGAN
-from cargan.training import PRESETS, load_run
+from cargan.training import load_run
 from common import read_rows, run
 
 
@@ -49,7 +50,7 @@ def engines(model: CARGAN, threads: tuple, folder: Path) -> tuple[dict, float]:
     write_onnx(folder/"cascade.onnx", model)
     made = {}
     for t in threads:
-        cascade = OnnxCascade(folder/"cascade.onnx", threads=t)
+        cascade = OnnxModel(folder/"cascade.onnx", threads=t)
         made |= {("PyTorch", t): net, ("torch.export", t): graph, ("onnxruntime", t): cascade}
     return made, difference(model, cascade)
 
@@ -90,7 +91,7 @@ def measure(name: str, model: CARGAN, cfg: Bench, machine: dict):
             took |= alternate(sound, (torch.randn(1, 22050) / 9, label), cfg.seconds)
         rows = []
         for (engine, threads), v in took.items():
-            r = dict(model=name, size=model.cfg.size, engine=engine, threads=threads, batch=batch, pictures_per_s=batch / np.median(v),
+            r = dict(model=name, size=model.size, engine=engine, threads=threads, batch=batch, pictures_per_s=batch / np.median(v),
                      median_ms=1e3 * np.median(v), p95_ms=1e3 * np.percentile(v, 95), calls=len(v), onnx_difference=off, machine=machine)
             rows.append({k: float(f"{x:.4g}") if isinstance(x, float) else x for k, x in r.items()})
             print(f"{engine:22} {threads:7} {batch:5} {r['pictures_per_s']:11.2f} {r['median_ms']:10.1f} {r['p95_ms']:8.1f} {len(v):6}", flush=True)

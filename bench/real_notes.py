@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cargan.classifier import accuracy_report, load_audio_classifier
+from cargan.hearing import load_audio_classifier
+from cargan.looking import accuracy_report
 from cargan.core import INSTRUMENTS, CarganError, existing_file, write_json
 from cargan.lms import cut_windows, load_audio, log_mel
 

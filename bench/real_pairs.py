@@ -14,10 +14,11 @@ import torch
 import tyro
 
 from cargan.bundle import PrepareConfig, open_bundle, prepare
+from cargan.cascade import PRESETS
 from cargan.core import INSTRUMENTS, CarganError, save_figure, writable_folder
 from cargan.data import PairDataset
 from cargan.evaluation import EvaluateConfig, contact_sheet, evaluate, metrics_table
-from cargan.training import PRESETS, load_run, one_per_instrument, read_log, train
+from cargan.training import load_run, one_per_instrument, read_log, train
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A training step as the paper reads, with no regard to speed: the oracle for `cargan.training`'s step, in numbers and in time.
+"""A training step as the paper reads, with no regard to speed: the oracle for `cargan.cascade`'s step, in numbers and in time.
 
 Attention writes its matrix down, every use of a network is a forward pass of its own, every map is NCHW. The parameters have the names that
 `cargan`'s networks give them, so that both can start from the same weights."""

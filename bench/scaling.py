@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from cargan.classifier import ImageClassifier
+from cargan.cascade import METHOD, PRESETS
 from cargan.core import CarganError, read_json, write_json
-from cargan.training import PRESETS, make_accelerator, make_players
+from cargan.looking import ImageClassifier
 from common import run
-from step import our_step
+from step import our_players
 
 CASES = [(1, 1, 8), (1, 2, 8), (2, 1, 8), (1, 1, 16), (1, 2, 16), (2, 1, 16)]  # processes, threads of each, pairs of a step over all processes
 
@@ -30,14 +30,14 @@ def work(out: str, threads: int, batch: int, seconds: float):
     "What each process does; the first one writes down the time of a step."
     torch.set_num_threads(threads)
     cfg = replace(PRESETS["lab"], batch_size=batch, device="cpu", ema=0.)
-    acc = make_accelerator(cfg)
-    p, n = make_players(cfg, ImageClassifier(cfg.classifier), acc), batch // acc.num_processes
+    p = our_players(cfg, ImageClassifier(cfg.classifier))
+    acc, n = p.accelerator, batch // p.accelerator.num_processes
     pairs = dict(mel=torch.rand(n, 1, 64, 64), image=torch.rand(n, 3, 64, 64), label=torch.arange(n) % 13)
-    for _ in range(2): our_step(p, pairs)
-    acc.wait_for_everyone(); start = time.perf_counter(); our_step(p, pairs); acc.wait_for_everyone()
+    for _ in range(2): METHOD.step(p, pairs)
+    acc.wait_for_everyone(); start = time.perf_counter(); METHOD.step(p, pairs); acc.wait_for_everyone()
     once = acc.gather(torch.tensor([time.perf_counter() - start])).max().item()  # all processes agree on the number of steps
     start, steps = time.perf_counter(), max(3, round(seconds / once))
-    for _ in range(steps): our_step(p, pairs)
+    for _ in range(steps): METHOD.step(p, pairs)
     acc.wait_for_everyone(); took = (time.perf_counter() - start) / steps
     if acc.is_main_process: write_json(Path(out), dict(processes=acc.num_processes, threads=threads, batch=batch, seconds=took, images_per_s=batch / took))
 

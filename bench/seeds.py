@@ -1,10 +1,10 @@
 """Train and score several seeds, and print mean ± standard deviation of everything that `cargan evaluate` measures.
 
-    python bench/seeds.py OUT --data data/synthurmp.npz --seeds 0 1 2 [--preset lab] [--max-steps 720]
+    python bench/seeds.py OUT --data data/synthurmp.npz --seeds 0 1 2 [--method cargan] [--preset lab] [--max-steps 720]
 
-OUT/seed_0, OUT/seed_1, … are runs, each with its own C and ear; judge and probe have the same seed for all. Started again, it goes on where it stopped: finished runs are not trained again, and a run is scored
-again only if it was trained further. Features of real pictures are shared. Writes OUT/seeds.md and OUT/seeds.json."""
-from dataclasses import dataclass, replace
+OUT/seed_0, OUT/seed_1, … are runs, each with its own parts and ear; judges and probe are the same for all. Started again, it goes on where it stopped: finished runs are not trained again, and a run is scored
+again only if it was trained further. Judges, probe and features of real pictures are shared, in OUT/parts. Writes OUT/seeds.md and OUT/seeds.json."""
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +13,9 @@ import tyro
 
 from cargan.core import CarganError, atomic_path, read_json, write_json
 from cargan.evaluation import EvaluateConfig, evaluate
+from cargan.methods import find_method
 from cargan.metrics import mean_std
-from cargan.training import PRESETS, flatten, read_log, train
+from cargan.training import flatten, read_log, train
 from common import run
 
 
@@ -24,6 +25,7 @@ class Seeds:
     out: tyro.conf.Positional[Path]  # folder of the runs
     data: Path = Path("data/synthurmp.npz")  # bundle
     seeds: tuple[int, ...] = (0, 1, 2)
+    method: str = "cargan"
     preset: Literal["lab", "paper"] = "lab"
     max_steps: int | None = None  # stop training after so many steps
     pictures: int = 2080  # for the feature network
@@ -32,10 +34,11 @@ class Seeds:
 
 def score(c: Seeds, seed: int) -> dict:
     "The metrics of one seed; trained and scored unless that was done."
-    preset = PRESETS[c.preset]
-    seeded = replace(preset, seed=seed, classifier=replace(preset.classifier, seed=seed), audio=replace(preset.audio, seed=seed))
+    preset = find_method(c.method).presets[c.preset]
+    parts = {f.name: replace(v, seed=seed) for f in fields(preset) if hasattr(v := getattr(preset, f.name), "seed")}  # classifiers and the like
+    seeded = replace(preset, seed=seed, **parts)
     run = train(replace(seeded, data=c.data, out=c.out/f"seed_{seed}", max_steps=c.max_steps, keep=50, checkpoint_every=400))  # several: γ and residue over training
-    cfg, steps = EvaluateConfig(run, c.data, pictures=c.pictures, listen=c.listen, features=c.out/"features"), int(read_log(run).step.iloc[-1])
+    cfg, steps = EvaluateConfig(run, c.data, pictures=c.pictures, listen=c.listen, parts=c.out/"parts"), int(read_log(run).step.iloc[-1])
     done = read_json(run/"metrics.json") if (run/"metrics.json").exists() else {}
     return done if done.get("steps") == steps and done.get("data") == str(c.data) and "listening" in done else evaluate(cfg)
 
@@ -58,7 +61,7 @@ def main(c: Seeds):
     keys = [k for k, v in runs[0].items() if isinstance(v, dict) and k not in ("rest", "all")]
     top = {k: v for k, v in runs[0].items() if isinstance(v, float) and k != "seconds"}
     parts = {"all": table([{"top": {k: m[k] for k in top}} for m in runs], "top")} | {k: table(runs, k) for k in keys}
-    text = f"# Seeds {', '.join(map(str, c.seeds))} of `{c.preset}` on {c.data.name}, {runs[0]['steps']} steps each\n\nMean ± standard deviation (number of seeds).\n\n"
+    text = f"# Seeds {', '.join(map(str, c.seeds))} of {c.method}'s `{c.preset}` on {c.data.name}, {runs[0]['steps']} steps each\n\nMean ± standard deviation (number of seeds).\n\n"
     text += "\n\n".join(f"## {name}\n\n{body}" for name, body in parts.items()) + "\n"
     with atomic_path(c.out/"seeds.md") as tmp: tmp.write_text(text)
     write_json(c.out/"seeds.json", {str(s): m for s, m in zip(c.seeds, runs)})

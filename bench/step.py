@@ -1,6 +1,6 @@
 """How close a training step comes to what the machine can do; `make bench` writes bench/results.json and prints it as a table.
 
-  python bench/step.py [--sizes 64 128 256] [--seconds 4] [--out bench/results.json]
+  python bench/step.py [--sizes 64 128 256] [--methods cargan s2ic cmcgan] [--seconds 4] [--out bench/results.json]
 
 Every row is measured in a process of its own, on random pairs: what it reports as memory is that process's largest resident set, libraries included
 (`libraries_mb`: what importing them took). `reference` is the paper read plainly (bench/reference.py), `released` the authors' code in our words
@@ -8,10 +8,11 @@ Every row is measured in a process of its own, on random pairs: what it reports 
 counts once. The reference is held against the same count; the released step computes other things and gets none. The roofline of a step is the sum, over convolutions, attention,
 batch norms and optimisers, forward and backward, of the larger of FLOPs / peak and bytes / bandwidth, both measured in the same process; the peak is that of convolution or matrix product, whichever is higher.
 ResNet50 has random weights, the generators base 64, D 4 channels (64 at 256 px).
+`methods` adds two rows for each method that learns, at 64 px: the widths of its preset `paper` (eight pairs) and its preset `lab` as it is. Their parts are made from noise.
 Parts are timed alone, one forward and one backward pass for every call in a step and all weights of G1, G2 and D learning, so they needn't sum up to the step.
 The time of a step is the median of those after a first; only a first step of more than half a minute (the reference, 256 px, paper's attention) counts itself.
 The same for parts, but at 256 px the first call counts."""
-import json, resource, subprocess, sys, time
+import importlib.util, json, resource, subprocess, sys, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -23,25 +24,37 @@ from torch import nn
 
 from cargan.attention import ReleasedAttention, SelfAttention
 from cargan.bundle import Bundle
-from cargan.classifier import ClassifierConfig, ImageClassifier
+from cargan.cascade import METHOD, PRESETS
 from cargan.core import INSTRUMENTS, CarganError, seed_everything, writable_folder, write_json
+from cargan.cost import fake_players, random_batch
 from cargan.data import PairDataset
-from cargan.residue import CARGANConfig
-from cargan.speed import fake_players
-from cargan.training import PRESETS, make_accelerator, make_players, to_device, tune, update_D, update_G
-from common import read_rows, run
+from cargan.looking import ClassifierConfig, ImageClassifier, fold_batch_norms
+from cargan.methods import METHODS, find_method
+from cargan.residue import CARGAN, CARGANConfig
+from cargan.training import make_accelerator, make_players, to_device, tune
+from common import random_players, read_rows, run
 from reference import Reference
 from released import Released
 
 BATCH, D_BASE = {64: 8, 128: 4, 256: 2}, {64: 4, 128: 4, 256: 64}
 WHAT = dict(sagan=("reference", "ours"), released=("released", "reference", "ours"))  # by attention
 CPU = torch.device("cpu")
+METHOD_SIZE, METHOD_SECONDS = 64, 2.  # pixels; for each row, so that all stay within a minute or so
+FIRST = next(iter(METHODS))  # whom the others are compared with
+
+
+def learning() -> tuple:
+    "The methods that have weights, as far as their notebooks are there."
+    there = [name for name, where in METHODS.items() if importlib.util.find_spec(where.split(":")[0])]
+    def learns(cfg): return bool(fake_players(cfg, torch.device("meta")).optimisers)
+    return tuple(name for name in there if learns(find_method(name).presets["lab"]))
 
 
 @dataclass(frozen=True)
 class Bench:
     sizes: tuple[Literal[64, 128, 256], ...] = (64, 128, 256)  # pixels
     variants: tuple[Literal["sagan", "released"], ...] = ("sagan", "released")  # the paper's attention, the released code's
+    methods: tuple[str, ...] = tuple(METHODS)  # two rows each, at 64 px; those that learn nothing have none
     seconds: float = 4.  # for each row, after one step to warm up
     out: Path = Path("bench/results.json")
 
@@ -52,6 +65,7 @@ class Case:
     variant: str
     what: Literal["ours", "reference", "released"]
     seconds: float
+    method: str = ""  # rows of one method among others: `variant` is then a preset
 
 
 def megabytes() -> float: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
@@ -111,6 +125,10 @@ class Count:
 
 
 def config(c: Case):
+    if c.method:
+        cfg = find_method(c.method).presets[c.variant]
+        batch = BATCH[c.size] if c.variant == "paper" else cfg.batch_size
+        return replace(cfg, model=replace(cfg.model, size=c.size), batch_size=batch, device="cpu", ema=0.)
     model, C = CARGANConfig(size=c.size, d_base=D_BASE[c.size], attention=c.variant), ClassifierConfig(arch="resnet50", size=c.size, pretrained="none")
     return replace(PRESETS["paper"], model=model, classifier=C, batch_size=BATCH[c.size], device="cpu")
 
@@ -127,31 +145,34 @@ def players(c: Case):
     return cfg, ImageClassifier(cfg.classifier), to_device(random_pairs(c), CPU)
 
 
-def our_step(p, batch):
-    out, losses = update_G(p, batch)
-    return losses | update_D(p, batch, out)
+def our_players(cfg, C):
+    "The players of a run of CAR-GAN around this C."
+    return make_players(cfg, lambda: CARGAN(cfg.model, fold_batch_norms(C)), make_accelerator(cfg))
 
 
 def count(c: Case) -> Count:
     "One step of ours, counted on tensors without numbers."
-    p, total = fake_players(config(c), torch.device("meta")), Count()
-    with torch.device("meta"):
-        for net in (p.model, p.D): total.watch(net)
-        our_step(p, random_pairs(c))
-    for net in (p.model, p.D): total.adam(net)
+    cfg, total = config(c), Count()
+    p = fake_players(cfg, torch.device("meta"))
+    nets = (p.model, *p.rivals.values())
+    for net in nets: total.watch(net)
+    with torch.device("meta"): find_method(cfg.method).step(p, random_batch(cfg, p.model, cfg.batch_size))
+    for net in nets: total.adam(net)
     return total
 
 
 def make_step(c: Case):
     "A step to be timed, its networks by name, and its optimisers."
+    if c.method:
+        p = random_players(cfg := config(c)); batch = random_batch(cfg, p.model, cfg.batch_size)
+        return (lambda: find_method(c.method).step(p, batch)), p.networks, tuple(p.optimisers.values())
     cfg, C, batch = players(c)
     if c.what == "ours":
-        p = make_players(cfg, C, make_accelerator(cfg)); go = lambda: our_step(p, batch)
-        nets = dict(G1=p.model.G1, G2=p.model.G2, C=p.model.C, D=p.D)
-    else:
-        p = dict(reference=Reference, released=Released)[c.what](cfg.model, C); go = lambda: p.step(batch)
-        nets = {k: getattr(p, k) for k in ("G1", "G2", "C", "D")}
-    return go, nets, (p.opt_G, p.opt_D)
+        p = our_players(cfg, C); go = lambda: METHOD.step(p, batch)
+        nets = dict(G1=p.model.G1, G2=p.model.G2, C=p.model.C, D=p.rivals["D"])
+        return go, nets, tuple(p.optimisers.values())
+    p = dict(reference=Reference, released=Released)[c.what](cfg.model, C)
+    return (lambda: p.step(batch)), {k: getattr(p, k) for k in ("G1", "G2", "C", "D")}, (p.opt_G, p.opt_D)
 
 
 def zero_gradients(optimisers: tuple):
@@ -168,7 +189,7 @@ def leave_behind(optimisers: tuple, gradients: bool):
 
 def watched(go, nets: dict) -> tuple:
     "Seconds of one step, and the shapes of what came into each network and into the attention of G1 and G2, call by call."
-    attention = [m for k in ("G1", "G2") for m in nets[k].modules() if type(m).__name__.endswith("Attention")]
+    attention = [m for k in ("G1", "G2") if k in nets for m in nets[k].modules() if type(m).__name__.endswith("Attention")]
     calls = {m: [] for m in (*nets.values(), *attention)}
     hooks = [m.register_forward_hook(lambda m, inputs, y: calls[m].append([x.shape for x in inputs])) for m in calls]
     start = time.perf_counter(); go(); took = time.perf_counter() - start
@@ -203,7 +224,7 @@ def measure(c: Case) -> dict:
     leave_behind(optimisers, gradients=c.what != "ours")
     took, calls = watched(go, nets)
     if took < 30: took = seconds(go, c.seconds, 1, 0)
-    memory, n = megabytes(), BATCH[c.size]
+    memory, n = megabytes(), config(c).batch_size
     top = {k: max(before[k], v) for k, v in peaks().items()}
     speed = dict(gflops_per_s=None, peak_share=None, roofline_share=None, step_gflops=None)  # the released step computes other things
     if c.what != "released":
@@ -211,8 +232,9 @@ def measure(c: Case) -> dict:
         speed = dict(gflops_per_s=rate / 1e9, peak_share=rate / peak, roofline_share=total.roofline(peak, top["bandwidth"]) / took, step_gflops=total.flops() / 1e9)
     machine = dict(threads=torch.get_num_threads(), torch=torch.__version__, gemm_gflops_per_s=top["gemm"] / 1e9, conv_gflops_per_s=top["conv"] / 1e9,
                    bandwidth_gb_per_s=top["bandwidth"] / 1e9)
-    return dict(size=c.size, batch=n, what=c.what, variant=c.variant, images_per_s=n / took, **speed, peak_mb=memory, libraries_mb=LIBRARIES,
-                parts={k: round(v, 4) for k, v in parts(c, nets, optimisers, calls).items()}, machine=machine)
+    row = dict(size=c.size, batch=n, what=c.what, variant=c.variant, images_per_s=n / took, **speed, peak_mb=memory, libraries_mb=LIBRARIES, machine=machine)
+    if c.method: return dict(method=c.method) | row
+    return row | dict(parts={k: round(v, 4) for k, v in parts(c, nets, optimisers, calls).items()})
 
 
 def line(r: dict) -> str:
@@ -220,6 +242,20 @@ def line(r: dict) -> str:
     show = lambda v, form: format("-" if v is None else format(v, form), ">8")
     return (f"{r['size']:4} {r['batch']:5} {r['variant']:8} {r['what']:9} {r['images_per_s']:10.2f} {show(r['gflops_per_s'], '.0f')} {r['machine']['gemm_gflops_per_s']:8.0f} {r['machine']['conv_gflops_per_s']:8.0f} "
             f"{show(r['peak_share'], '.0%')} {show(r['roofline_share'], '.0%')} {r['peak_mb']:6.0f}  {' '.join(f'{k} {v:.3g}' for k, v in r['parts'].items())}")
+
+
+def method_line(r: dict) -> str:
+    "A row of one method among others."
+    return (f"{r['method']:10} {r['variant']:6} {r['batch']:5} {r['images_per_s']:10.2f} {r['step_gflops'] / r['batch']:15.2f} {r['gflops_per_s']:8.0f} {r['machine']['conv_gflops_per_s']:8.0f} "
+            f"{r['peak_share']:10.0%} {r['roofline_share']:8.0%} {r['peak_mb']:6.0f}")
+
+
+def compare(rows: list):
+    "The share of the peak that each method reaches, against half of what the first one reaches."
+    first = {r["variant"]: r["peak_share"] for r in rows if r.get("method") == FIRST}
+    for r in (r for r in rows if r.get("method", FIRST) != FIRST and r["variant"] in first):
+        share, most = r["peak_share"], first[r["variant"]]
+        print(f"{r['method']}, {r['variant']}: {share:.0%} of the peak, {FIRST} {most:.0%}: {'at least' if share >= most / 2 else 'LESS THAN'} half of it")
 
 
 def verdict(rows: list):
@@ -230,20 +266,44 @@ def verdict(rows: list):
                   f"{ours['peak_mb'] / other['peak_mb']:.2f} of its memory")
 
 
-def main(cfg: Bench):
-    if not 0 < cfg.seconds <= 600: raise CarganError(f"seconds={cfg.seconds} is not possible; give a number above 0, at most 600")
-    writable_folder(cfg.out.parent)
-    kept = [r for r in read_rows(cfg.out) if r["size"] not in cfg.sizes or r["variant"] not in cfg.variants]
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    print("size batch variant  what      pictures/s  GFLOP/s of gemm  of conv    share roofline     MB  parts, s")
+def in_a_process(case: dict) -> dict:
+    "One row, measured in a process of its own."
+    done = subprocess.run([sys.executable, __file__, "--case", json.dumps(case)], capture_output=True, text=True)
+    if done.returncode: raise SystemExit(f"bench: {case} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def size_rows(cfg: Bench) -> list:
+    "CAR-GAN's step and those that it is compared with."
+    if cfg.sizes: print("size batch variant  what      pictures/s  GFLOP/s of gemm  of conv    share roofline     MB  parts, s")
     rows = []
     for size, variant, what in ((s, v, w) for s in cfg.sizes for v in cfg.variants for w in WHAT[v]):
-        case = dict(size=size, variant=variant, what=what, seconds=cfg.seconds)
-        done = subprocess.run([sys.executable, __file__, "--case", json.dumps(case)], capture_output=True, text=True)
-        if done.returncode: raise SystemExit(f"bench: {size} px {variant} {what} failed:\n{done.stderr[-2000:]}")
-        rows.append(json.loads(done.stdout.splitlines()[-1])); print(line(rows[-1]), flush=True)
+        rows.append(in_a_process(dict(size=size, variant=variant, what=what, seconds=cfg.seconds))); print(line(rows[-1]), flush=True)
     verdict(rows)
-    write_json(cfg.out, sorted(kept + rows, key=lambda r: r["size"]))
+    return rows
+
+
+def method_rows(cfg: Bench) -> list:
+    "Every method's step, with the widths of its paper and as it is in `lab`."
+    names = [name for name in learning() if name in cfg.methods] if cfg.methods else []
+    if names: print(f"\n{METHOD_SIZE} px\nmethod     preset batch pictures/s GFLOP a picture  GFLOP/s  of conv      share roofline     MB")
+    rows = []
+    for name, variant in ((n, v) for v in ("paper", "lab") for n in names):
+        case = dict(size=METHOD_SIZE, variant=variant, what="ours", seconds=min(METHOD_SECONDS, cfg.seconds), method=name)
+        rows.append(in_a_process(case)); print(method_line(rows[-1]), flush=True)
+    compare(rows)
+    return rows
+
+
+def main(cfg: Bench):
+    if not 0 < cfg.seconds <= 600: raise CarganError(f"seconds={cfg.seconds} is not possible; give a number above 0, at most 600")
+    for name in cfg.methods: find_method(name) if name not in METHODS else None
+    writable_folder(cfg.out.parent)
+    old, key = read_rows(cfg.out), lambda r: (r.get("method", ""), r["size"], r["variant"], r["what"])
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    rows = size_rows(cfg) + method_rows(cfg)
+    kept = [r for r in old if key(r) not in set(map(key, rows))]
+    write_json(cfg.out, sorted(kept + rows, key=lambda r: ("method" in r, r["size"])))
 
 
 if __name__ == "__main__":

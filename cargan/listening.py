@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['real_pictures', 'sounds', 'draw_pictures', 'judged', 'partners', 'make_conditions', 'follow', 'listening_table',
-           'show_listening', 'ProbeConfig', 'Probe', 'own_row', 'train_probe', 'read_off', 'r_squared', 'probe_table',
-           'show_probes', 'residue_table', 'attention_layers', 'attention_maps', 'show_attention', 'without_attention']
+           'show_listening', 'ProbeConfig', 'Probe', 'own_row', 'train_probe', 'save_probe', 'load_probe', 'read_off',
+           'r_squared', 'probe_table', 'show_probes', 'residue_table', 'attention_layers', 'attention_maps',
+           'show_attention', 'without_attention']
 
 # %% ../nbs/41_listening.ipynb #77de68da
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,10 +23,11 @@ from torchvision.transforms.functional import gaussian_blur
 from tqdm.auto import tqdm
 
 from .attention import ReleasedAttention, SelfAttention
-from .classifier import augment_images, fit, freeze
-from .core import INSTRUMENTS, show_images, to_uint8
+from .looking import augment_images, fit, freeze
+from .core import INSTRUMENTS, CarganError, load_weights, save_weights, show_images, to_uint8
 from .data import PairDataset
 from .lms import lms_to_input, lms_to_jet
+from .methods import device_of
 from .metrics import bootstrap, macro_accuracy, pixel_metrics
 from .residue import CARGAN, one_hot, residue_label
 
@@ -44,19 +47,19 @@ def sounds(dataset: PairDataset,
     return mel
 
 @torch.no_grad()
-def draw_pictures(model: CARGAN,  # in evaluation mode
+def draw_pictures(model: nn.Module,  # of any method, in evaluation mode
                   dataset: PairDataset,
                   audio: np.ndarray,  # N positions of pairs whose sound is given; -1: digital silence
-                  label,  # N x n_classes weights given as label, or N class numbers
+                  label,  # N x n_classes weights given as label, or N class numbers; a method without a label takes no notice
                   batch_size: int = 64,
                   name: str = "",  # on the progress bar
-                 ) -> dict:  # "coarse" and "fine": N x 3 x size x size, uint8
-    "Both stages' pictures for any sounds and labels."
-    device, label, rows = next(model.parameters()).device, one_hot(label, model.cfg.n_classes), []
+                 ) -> dict:  # stage -> N x 3 x size x size, uint8
+    "The pictures of every stage for any sounds and labels."
+    device, label, rows = device_of(model), one_hot(label), []
     for at in tqdm(range(0, len(audio), batch_size), desc=f"drawing, {name}", leave=False):
-        out = model(sounds(dataset, audio[at:at + batch_size]).to(device), label[at:at + batch_size].to(device))
-        rows.append([torch.from_numpy(to_uint8(x)).movedim(-1, 1) for x in (out.coarse, out.fine)])
-    return dict(zip(("coarse", "fine"), map(torch.cat, zip(*rows))))
+        drawn = model.draw(sounds(dataset, audio[at:at + batch_size]).to(device), label[at:at + batch_size].to(device))
+        rows.append({stage: torch.from_numpy(to_uint8(x)).movedim(-1, 1) for stage, x in drawn.items()})
+    return {stage: torch.cat([row[stage] for row in rows]) for stage in model.stages}
 
 @torch.no_grad()
 def judged(judge: nn.Module,  # pictures in [-1, 1] -> logits
@@ -64,7 +67,7 @@ def judged(judge: nn.Module,  # pictures in [-1, 1] -> logits
            batch_size: int = 128,
           ) -> np.ndarray:  # N class numbers
     "Which instrument a judge sees in each picture."
-    device = next(judge.parameters()).device
+    device = device_of(judge)
     return np.concatenate([judge(x.to(device).float() / 127.5 - 1).argmax(1).cpu().numpy() for x in img.split(batch_size)])
 
 # %% ../nbs/41_listening.ipynb #f1abd670
@@ -185,6 +188,23 @@ def train_probe(cfg: ProbeConfig,
         fit(probe, batches, len(idx), loss_fn, device=device)
     return freeze(probe)
 
+def save_probe(path: str | Path,  # `.safetensors` file
+               probe: Probe,
+              ):
+    "Write a probe to one file, atomically."
+    shape = probe.net[-1].unflattened_size
+    save_weights(path, probe.state_dict(), kind="Probe", config=asdict(probe.cfg), n_classes=shape[0], n_factors=shape[1])
+
+def load_probe(path: str | Path) -> Probe:  # frozen
+    "Read a probe; raises `CarganError` if the file is missing, damaged or holds something else."
+    tensors, meta = load_weights(path)
+    if meta.get("kind") != "Probe": raise CarganError(f"{path} holds no probe; remove it")
+    try:
+        probe = Probe(ProbeConfig(**meta["config"]), meta["n_classes"], meta["n_factors"])
+        probe.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError): raise CarganError(f"probe {path} does not fit this version; remove it") from None
+    return freeze(probe)
+
 @torch.no_grad()
 def read_off(probe: Probe,
              img: torch.Tensor,  # N x 3 x S x S, uint8
@@ -243,7 +263,7 @@ def show_probes(table: pd.DataFrame,  # from `probe_table`
 
 # %% ../nbs/41_listening.ipynb #af3e1334
 @torch.no_grad()
-def residue_table(model: CARGAN,  # with two stages
+def residue_table(model: CARGAN,  # with two stages; any model that has `C` and `refine`
                   judge: nn.Module,
                   dataset: PairDataset,
                   idx: np.ndarray,  # N positions of pairs
@@ -268,38 +288,43 @@ def residue_table(model: CARGAN,  # with two stages
     return table.assign(n=len(idx)).rename_axis("G2 is told"), {k: float(torch.cat(v).mean()) for k, v in norms.items()}
 
 # %% ../nbs/41_listening.ipynb #0286dd55
-def attention_layers(model: CARGAN) -> dict:  # "G1, 16x16" -> module
-    "The attention modules of both generators, by generator and grid."
-    nets = {"G1": model.G1, "G2": model.G2}
-    found = {g: [m for m in net.modules() if isinstance(m, (SelfAttention, ReleasedAttention))] for g, net in nets.items() if net is not None}
-    return {f"{g}, {(side := model.cfg.size >> (len(ms) - i))}×{side}": m for g, ms in found.items() for i, m in enumerate(ms)}
+def attention_layers(model: nn.Module) -> dict:  # "G1, 16x16" -> module; empty where there is no attention
+    "The attention modules of the networks that draw, by network and grid."
+    found = {}
+    for name, net in model.networks.items():
+        layers = [m for m in net.modules() if isinstance(m, (SelfAttention, ReleasedAttention))]
+        for i, layer in enumerate(layers):
+            side = model.size >> (len(layers) - i)
+            found[f"{name}, {side}×{side}"] = layer
+    return found
 
 @torch.no_grad()
-def attention_maps(model: CARGAN,  # in evaluation mode
+def attention_maps(model: nn.Module,  # with attention, in evaluation mode
                    mel,  # B x c x S x S
                    label,  # B
                    queries: int = 256,  # places that look; evenly spread, so that the matrix stays small
-                  ) -> tuple:  # (layer -> B x H x W, 1 on average; what was drawn)
+                  ) -> tuple:  # (layer -> B x H x W, 1 on average; stage -> what was drawn)
     "How much each place is looked at, in every attention layer."
     seen, hooks = {}, []
     for name, m in attention_layers(model).items(): hooks.append(m.register_forward_pre_hook(lambda m, x, name=name: seen.__setitem__(name, (m, x[0]))))
-    try: out = model(mel, label)
+    try: drawn = model.draw(mel, label)
     finally: [h.remove() for h in hooks]
     maps = {}
     for name, (m, x) in seen.items():
         q, k, _ = m.qkv(x)
         look = (q[:, ::max(1, q.shape[1] // queries)] @ k.mT).softmax(-1).mean(1) * k.shape[1]
         maps[name] = look.unflatten(1, (int(k.shape[1] ** 0.5), -1)).cpu()
-    return maps, out
+    return maps, drawn
 
 # %% ../nbs/41_listening.ipynb #fb644351
-def show_attention(model: CARGAN, mel, label, names: list):  # the matplotlib figure; names: one per row
-    "For a few sounds: G1's maps over the sound and over its picture, G2's over its picture; γ stands above."
-    maps, out = attention_maps(model, mel, label)
+def show_attention(model: nn.Module, mel, label, names: list):  # the matplotlib figure; names: one per row
+    "For a few sounds: the first network's maps over the sound, then each stage with its network's maps; γ stands above."
+    maps, drawn = attention_maps(model, mel, label)
     sound = mel.mean(1).cpu().numpy()
-    I1, I2 = to_uint8(out.coarse), to_uint8(out.fine)
-    columns = [("sound", sound, None)] + [(k, sound, v) for k, v in maps.items() if k[:2] == "G1"] + [("stage I", I1, None)]
-    columns += [(k, I1, v) for k, v in maps.items() if k[:2] == "G1"] + [("stage II", I2, None)] * (model.G2 is not None) + [(k, I2, v) for k, v in maps.items() if k[:2] == "G2"]
+    of = lambda network: [(k, v) for k, v in maps.items() if k.startswith(f"{network}, ")]
+    columns = [("sound", sound, None)] + [(k, sound, v) for k, v in of(next(iter(model.networks)))]
+    for network, (stage, img) in zip(model.networks, drawn.items()):
+        columns += [(f"{stage} picture", to_uint8(img), None)] + [(k, to_uint8(img), v) for k, v in of(network)]
     gammas = {k: f"\nγ {m.gamma.item():.3f}" if isinstance(m, SelfAttention) else "" for k, m in attention_layers(model).items()}
     fig, axs = plt.subplots(len(names), len(columns), figsize=(1.15 * len(columns), 1.1 * len(names) + 0.3), layout="constrained", squeeze=False)
     for r, line in enumerate(axs):

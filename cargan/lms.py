@@ -6,7 +6,7 @@
 __all__ = ['LMSConfig', 'check_recipe', 'hz_to_mel', 'mel_to_hz', 'triangles', 'mel_bank', 'as_float', 'log_mel', 'show_lms',
            'show_pipeline', 'quiet_decoder', 'read_blocks', 'read_samples', 'load_audio', 'cut_windows',
            'normalize_lms', 'denormalize_lms', 'resize', 'lms_to_input', 'jet_colours', 'lms_to_jet', 'jet_tree',
-           'jet_to_values', 'mel_to_power', 'griffin_lim']
+           'jet_to_values', 'mel_to_power', 'griffin_lim', 'input_to_lms', 'input_to_wave']
 
 # %% ../nbs/10_lms.ipynb #da4b9237
 import math, os, re, sys, threading
@@ -17,8 +17,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import soundfile as sf
-import soxr
 import torch
 import torch.nn.functional as F
 from scipy.spatial import cKDTree
@@ -167,8 +165,10 @@ def quiet_decoder(path: Path):  # the sound file
         finally:
             if saved is not None: os.dup2(saved, 2); os.close(saved)
 
+# %% ../nbs/10_lms.ipynb #a8136384
 def read_blocks(path: Path):  # -> (samples x channels float32, sample rate, samples that the header announces)
     "Decode a sound file block by block, so that a header which lies about the length costs no memory."
+    import soundfile as sf  # here, not above: a machine that only trains needs no sound library
     with quiet_decoder(path), sf.SoundFile(str(path)) as f:
         said, rate, blocks = f.frames, f.samplerate, []
         if said <= 0 or not 1000 <= rate <= 1_000_000: return np.zeros((0, 1), np.float32), rate, said
@@ -181,6 +181,7 @@ def read_blocks(path: Path):  # -> (samples x channels float32, sample rate, sam
 # %% ../nbs/10_lms.ipynb #af3e1334
 def read_samples(path: str | Path):  # -> (samples x channels float32, sample rate)
     "A sound file as it is; raises `CarganError` unless it is whole and finite."
+    import soundfile as sf
     path = existing_file(path, "sound file")
     try: x, rate, said = read_blocks(path)
     except (sf.SoundFileError, RuntimeError, TypeError, ValueError, MemoryError, OSError) as e:
@@ -192,6 +193,7 @@ def read_samples(path: str | Path):  # -> (samples x channels float32, sample ra
     if abs(x).max() > 1e6: raise CarganError(f"sound file {path} holds samples as large as {abs(x).max():.0e}; scale it to [-1, 1]")
     return x, rate
 
+# %% ../nbs/10_lms.ipynb #f7e98585
 def load_audio(path: str | Path,  # WAV, FLAC, OGG, MP3, or whatever else libsndfile reads
                sample_rate: int = 44100,  # Hz of the result
               ) -> np.ndarray:  # samples, float32, mono
@@ -199,7 +201,9 @@ def load_audio(path: str | Path,  # WAV, FLAC, OGG, MP3, or whatever else libsnd
     if not 0 < sample_rate < float("inf"): raise CarganError(f"the sample rate must be positive; got {sample_rate}")
     x, rate = read_samples(path)
     x = x @ np.full(x.shape[1], 1 / x.shape[1], np.float32)  # the mean: numpy's own is slow over so few numbers
-    if rate != sample_rate: x = soxr.resample(x, rate, sample_rate).astype(np.float32)
+    if rate != sample_rate:
+        import soxr
+        x = soxr.resample(x, rate, sample_rate).astype(np.float32)
     if not len(x): raise CarganError(f"sound file {path} is shorter than one sample at {sample_rate} Hz; give a longer one")
     return x
 
@@ -301,3 +305,20 @@ def griffin_lim(lms_db,  # n_mels x frames, dB
     magnitude = mel_to_power(lms_db, cfg).sqrt().numpy()
     wave = librosa.griffinlim(magnitude, n_iter=steps, hop_length=cfg.hop, n_fft=cfg.n_fft, length=n, pad_mode="reflect", random_state=0)
     return wave.astype(np.float32)
+
+# %% ../nbs/10_lms.ipynb #6a2ba64d
+def input_to_lms(x,  # B x 1 x size x size, in [-1, 1]; what lies outside is clipped
+                 cfg: LMSConfig = LMSConfig(),  # the recipe
+                ) -> torch.Tensor:  # B x n_mels x frames, dB
+    "The way back from `lms_to_input`, up to what the resizing blurred."
+    x = as_float(x)
+    if x.ndim != 4 or x.shape[1] != 1: raise CarganError(f"expected a batch B x 1 x size x size of log-mel pictures; got shape {tuple(x.shape)}")
+    x = F.interpolate(x, (cfg.n_mels, cfg.frames), mode="bicubic", align_corners=False)  # loses less than bilinear (measured)
+    return denormalize_lms(x[:, 0].clamp(-1, 1), cfg)
+
+def input_to_wave(x,  # 1 x size x size, in [-1, 1]
+                  cfg: LMSConfig = LMSConfig(),  # the recipe
+                  steps: int = 60,  # rounds of guessing the phase
+                 ) -> np.ndarray:  # cfg.samples samples, float32
+    "What a network's picture of a sound sounds like."
+    return griffin_lim(input_to_lms(as_float(x)[None], cfg)[0], cfg, steps)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['one_hot', 'residue_label', 'tile_label', 'CARGANConfig', 'make_generator', 'make_discriminator', 'Generated',
-           'stage_two_label', 'CARGAN']
+           'stage_two_label', 'Cascade', 'CARGAN']
 
 # %% ../nbs/25_residue.ipynb #77de68da
 from dataclasses import dataclass
@@ -58,6 +58,8 @@ class CARGANConfig:
     d_output: Literal["logit", "tanh"] = "logit"  # released code: tanh before the loss
     d_condition: Literal["audio", "audio+label"] = "audio"  # what D sees beside the picture; released code: also a label
     init_std: float = 0.02  # σ of the initial weights; the paper prints 0.2
+    told: Literal["label", "nothing", "heard", "half"] = "label"  # what stands on the label planes in training; see *cascade*
+    hears: Literal["sound", "silence"] = "sound"  # 'silence': a control that never hears anything
     n_classes: int = len(INSTRUMENTS)
 
     @property
@@ -99,7 +101,7 @@ def stage_two_label(kind: str,  # 'classifier' (the paper), or an ablation: 'lab
         case other: raise CarganError(f"residue={other!r} is unknown; choose classifier, label or zero")
 
 # %% ../nbs/25_residue.ipynb #472b07b9
-class CARGAN(nn.Module):
+class Cascade(nn.Module):
     "Two generators and the frozen classifier between them (fig. 2 of the paper)."
     def __init__(self,
                  cfg: CARGANConfig,
@@ -116,12 +118,17 @@ class CARGAN(nn.Module):
         self.C.eval()
         return self
 
+    def hear(self, mel) -> torch.Tensor:
+        "The sound as it reaches the networks: as it is, or silence."
+        return mel if self.cfg.hears == "sound" else torch.full_like(mel, -1)
+
     def forward(self,
                 mel,  # A: B x mel_channels x size x size, in [-1, 1]
                 label,  # L_a: B integers or B x n_classes
                ) -> Generated:
         "Sound and label → both pictures, and what the residue module made of the first."
-        L_a = one_hot(label, self.cfg.n_classes)
+        mel, L_a = self.hear(mel), one_hot(label, self.cfg.n_classes)
+        if self.cfg.told == "nothing": L_a = torch.zeros_like(L_a)
         coarse = self.G1(tile_label(mel, L_a))
         logits = self.C(coarse).float()
         L_r = stage_two_label(self.cfg.residue, L_a, logits)
@@ -132,3 +139,27 @@ class CARGAN(nn.Module):
         "Stage II (eq. 1): `G2(I' ⊕ L_r)`."
         x = torch.cat([coarse, mel], 1) if self.cfg.g2_input == "audio+residue" else coarse
         return self.G2(tile_label(x, L_r))
+
+# %% ../nbs/25_residue.ipynb #2b7e1c02
+class CARGAN(Cascade):
+    "The cascade, with what the rest of the project asks of any model."
+    @property
+    def size(self) -> int: return self.cfg.size  # pixels of a side
+
+    @property
+    def lms(self) -> str: return self.cfg.lms  # how it wants the sound: 'db' or 'jet'
+
+    @property
+    def label(self) -> str: return "ignores" if self.cfg.told == "nothing" else "wants"
+
+    @property
+    def stages(self) -> tuple: return ("coarse", "fine")[-self.cfg.stages:]  # with one stage the picture is `fine`
+
+    @property
+    def networks(self) -> dict:  # name -> network: those that draw and learn
+        return {k: v for k, v in dict(G1=self.G1, G2=self.G2).items() if v is not None}
+
+    def draw(self, mel, label) -> dict:  # stage -> B x 3 x size x size, in [-1, 1]
+        "The pictures of every stage."
+        out = self(mel, label)
+        return {stage: getattr(out, stage) for stage in self.stages}

@@ -15,7 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import soundfile as sf
 
 from .core import CarganError, INSTRUMENTS, atomic_path
 from .scene import Factors, Performer, RANGES, make_performer, stable_rng
@@ -23,7 +22,6 @@ from .scene import Factors, Performer, RANGES, make_performer, stable_rng
 # %% ../nbs/12_sound.ipynb #c1dfd96e
 import io, wave
 
-import soxr
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.signal import lfilter
 
@@ -89,6 +87,7 @@ def render_notes(instrument: str,  # one of INSTRUMENTS
                  soundfont: str = None,  # a `.sf2` file; None: the one shipped inside pretty_midi
                 ) -> np.ndarray:  # mono float32 at 44.1 kHz
     "Play notes on one instrument; raises `CarganError` if the SoundFont cannot be played."
+    import soxr  # here, not above: a machine that only trains needs no sound library
     midi, font, play = write_score(PRESETS[instrument][preset], notes, seconds, bend), soundfont_bytes(soundfont), midi_renderer()
     try: tape = wave.open(io.BytesIO(play(font, midi)))
     except Exception as e:  # the renderer is written in Rust and raises several kinds
@@ -382,6 +381,7 @@ def melody(path,  # the WAV file to write
            soundfont: str = None,  # a `.sf2` file; None: the one shipped inside pretty_midi
           ) -> Path:
     "Write a tune of 8 seconds that is handed from instrument to instrument, two notes each, to a mono WAV file."
+    import soundfile as sf
     rng, parts, n = stable_rng("melody", seed), [], round(2 * SLOT * SAMPLE_RATE)
     cfg = SoundConfig(zone=0, presets=0., colour=0., detune=0., soundfont=soundfont)
     for k in range(8):

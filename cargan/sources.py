@@ -12,9 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
-import soundfile as sf
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -149,6 +147,7 @@ def read_frames(path: Path,  # any container FFmpeg reads
                 times: np.ndarray,  # seconds since the film's start, increasing
                ):  # yields (time, H x W x 3 uint8)
     "The frames shown at the given times, upright; ends where the picture ends."
+    import av  # here, not above: a machine that only trains needs no FFmpeg
     with av.open(str(path)) as film:
         clock, wanted, previous = (film.start_time or 0) / av.time_base, iter(times), None
         t, step = next(wanted, None), 1 / float(film.streams.video[0].average_rate or 25)
@@ -159,10 +158,12 @@ def read_frames(path: Path,  # any container FFmpeg reads
             previous = frame
         while t is not None and previous is not None and t < previous.time - clock + step: yield t, picture(); t = next(wanted, None)
 
+# %% ../nbs/15_sources.ipynb #04779027
 def read_film_sound(path: Path,  # any container FFmpeg reads
                     sample_rate: int = 44100,
                    ) -> np.ndarray:  # mono float32, from the film's start on
     "The sound track of a film."
+    import av
     with av.open(str(path)) as film:
         if not film.streams.audio or not film.streams.video: raise CarganError(f"film {path} has no {'sound' if film.streams.video else 'picture'}; leave it out")
         resampler, first, late = av.AudioResampler(format="flt", layout="mono", rate=sample_rate), True, 0
@@ -176,6 +177,8 @@ def read_film_sound(path: Path,  # any container FFmpeg reads
 # %% ../nbs/15_sources.ipynb #a72b2006
 def cut_film(path: Path, out: Path, stem: str, split: str, instrument: str, cfg: VideoConfig) -> int:  # pairs written
     "One film into pairs `<stem>_<ms>`."
+    import av
+    import soundfile as sf
     lms = LMSConfig()
     try:
         wave, count = read_film_sound(path, lms.sample_rate), 0
@@ -192,6 +195,7 @@ def cut_film(path: Path, out: Path, stem: str, split: str, instrument: str, cfg:
     if not count: raise CarganError(f"film {path} is shorter than {lms.seconds} s; leave it out")
     return count
 
+# %% ../nbs/15_sources.ipynb #d4890abf
 def cut_videos(cfg: VideoConfig) -> Path:  # the new data set
     "Films, sorted into a folder for each instrument, as a data set in the released layout."
     films = {i: sorted(p for p in (Path(cfg.source)/i).glob("*") if p.is_file() and p.name[0] != ".") for i in INSTRUMENTS}

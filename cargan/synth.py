@@ -15,7 +15,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import soundfile as sf
 from PIL import Image
 from tqdm import tqdm
 
@@ -97,6 +96,7 @@ def write_pair(root: Path,  # the data set's folder
                img: np.ndarray,  # H x W x 3, uint8
               ):
     "One JPEG and one stereo 16-bit WAV in the released layout."
+    import soundfile as sf
     for kind in ("img", "chunk"): (root/kind/job.split/job.instrument).mkdir(parents=True, exist_ok=True)
     Image.fromarray(img).save(root/"img"/job.split/job.instrument/f"{stem}.jpg", quality=95, subsampling=0)
     pcm = np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16)

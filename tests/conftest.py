@@ -58,3 +58,24 @@ def tiny_run(once, tiny_data):
     from cargan.cli import main
     def make(folder): assert main(["train", "--data", f"{tiny_data}/data.npz", "--out", f"{folder}/run", *TINY, "--max-steps", "4"]) == 0
     return once("tiny_run", make)/"run"
+
+
+ANY = ["--size", "32", "--batch-size", "8", "--audio.epochs", "1", "--audio.other-windows", "0", "--device", "cpu", "--max-steps", "2"]  # options that every method has
+
+
+@pytest.fixture(scope="session")
+def method_run(once, tiny_data):
+    "`method_run(name)`: a run of that method, trained for two steps."
+    from cargan.cli import main
+    def get(name):
+        def make(folder): assert main(["train", "--method", name, "--data", f"{tiny_data}/data.npz", "--out", f"{folder}/run", *ANY]) == 0
+        return once(f"run_of_{name}", make)/"run"
+    return get
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    "The name of a method that is no part of the project, for as long as a test lasts."
+    from cargan.methods import METHODS
+    monkeypatch.setitem(METHODS, "toy", "toy_method:METHOD")
+    return "toy"

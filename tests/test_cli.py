@@ -1,12 +1,15 @@
 "The command line: help, the whole chain on a toy scale, and every way to get it wrong."
 import json, re, shutil, signal, subprocess, sys, time, zlib
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import get_type_hints
 
 import av, numpy as np, pytest, soundfile
 from PIL import Image
 
 from cargan.cli import COMMANDS, main
-from conftest import TINY
+from cargan.methods import METHODS, find_method
+from conftest import ANY, ROOT, TINY
 
 CARGAN = [sys.executable, "-m", "cargan.cli"]
 
@@ -20,16 +23,43 @@ def test_overview_names_every_command_and_needs_no_torch():
     assert all(re.search(rf"^  {name} ", done.stdout, re.M) for name in COMMANDS)
 
 
+def options_in_help(words, capfd) -> set:
+    "The options that a command's help lists; each has an explanation."
+    assert main([*words, "--help"]) == 0
+    out, err = capfd.readouterr()
+    assert err == "" and f"usage: cargan {words[0]}" in out
+    plain = re.sub(r"[│╭╮╰╯─]", "", out)
+    undocumented = re.findall(r"^ *(--[\w.-]+(?: \S+)?) +(?:\(default|\(required)", plain, re.M)
+    assert undocumented == []
+    return set(re.findall(r"^ {1,2}(--[\w.-]+)", plain, re.M))
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_explains_every_option(command, capfd):
-    assert main([command, "--help"]) == 0
-    out, err = capfd.readouterr()
-    assert err == "" and f"usage: cargan {command}" in out
-    plain = re.sub(r"[│╭╮╰╯─]", "", out)
-    options = re.findall(r"^ *(--[\w.-]+)[^\n]*", plain, re.M)
-    undocumented = re.findall(r"^ *(--[\w.-]+(?: \S+)?) +(?:\(default|\(required)", plain, re.M)
-    assert options or command == "info"
-    assert undocumented == []
+    assert options_in_help([command], capfd) or command == "info"
+
+
+def all_options(config, prefix="") -> set:
+    "`--model.base` and so on, from the dataclasses."
+    hints, found = get_type_hints(config), set()
+    for f in fields(config):
+        found |= all_options(hints[f.name], f"{prefix}{f.name}.") if is_dataclass(hints[f.name]) else {f"--{prefix}{f.name}".replace("_", "-")}
+    return found
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_help_of_a_method_lists_its_options_and_no_others(name, capfd):
+    method = find_method(name)
+    words = {"--method", "--preset"} | ({"--variant"} if method.variants else set())
+    assert options_in_help(["train", "--method", name], capfd) == all_options(method.config) | words
+
+
+def test_help_names_every_method_and_says_what_variants_change(capfd):
+    assert main(["train", "--help"]) == 0
+    out = re.sub(r"[│\s]+", " ", capfd.readouterr().out)
+    assert "{" + ",".join(METHODS) + "}" in out
+    for name in find_method("cargan").variants: assert re.search(rf"\b{name}: \w", out), name
+    assert "A: model.attention none" in out
 
 
 def test_version(capfd):
@@ -44,6 +74,37 @@ def test_presets_and_overrides():
     assert (lab.model.size, paper.model.size, lab.model.base, paper.model.base) == (64, 256, 40, 40)
     assert (paper.batch_size, paper.lr, paper.epochs, paper.classifier.arch) == (64, 8e-4, 200, "resnet50")
     assert parse_train(["--data=d", "--out=o", "--preset=paper"]).model.size == 256
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_presets_and_variants_of_every_method(name):
+    "Words, and nothing else, give what the notebook's own functions give."
+    from cargan.cli import parse_train
+    method = find_method(name)
+    for preset, start in method.presets.items():
+        for variant, change in {None: lambda cfg: cfg, **method.variants}.items():
+            words = ["--method", name, "--preset", preset, *(["--variant", variant] if variant else []), "--data", "d", "--out", "o", "--seed", "5"]
+            assert parse_train(words) == replace(change(start), data=Path("d"), out=Path("o"), seed=5)
+
+
+def test_what_is_said_overrides_a_variant():
+    from cargan.cli import parse_train
+    cfg = parse_train(["--variant", "A", "--preset=paper", "--data", "d", "--out", "o", "--attention", "released", "--parts", "shared"])
+    assert (cfg.model.attention, cfg.model.size, cfg.parts) == ("released", 256, Path("shared"))
+
+
+def test_a_method_of_somebody_else(toy, method_run, tiny_data, tmp_path, capfd):
+    "One file and one line in the table: train, generate and info know the rest."
+    run = method_run(toy)
+    assert main(["generate", "--run", str(run), "--out", str(tmp_path/"out"), f"{tiny_data}/melody.wav"]) == 0
+    assert sorted(p.name for p in (tmp_path/"out").iterdir()) == ["generate.json", "melody_fine.png"]
+    capfd.readouterr()
+    assert main(["info", str(run)]) == 0
+    out = capfd.readouterr().out
+    assert re.search(r"^method +toy \(preset lab, .*audio.other_windows|^method +toy \(preset lab\)", out, re.M)
+    assert re.search(r"^label +none: it gets the sound alone$", out, re.M) and re.search(r"^parameters +layer 0.00 M$", out, re.M)
+    assert main(["train", "--method", toy, "--variant", "wide", "--data", f"{tiny_data}/data.npz", "--out", str(tmp_path/"wide"), *ANY]) == 0
+    assert json.loads((tmp_path/"wide"/"config.json").read_text())["model"]["kernel"] == 5
 
 
 # ---- the chain
@@ -103,6 +164,35 @@ def test_generate_writes_pictures_film_and_json(tiny_run, tiny_data, tmp_path, c
 def test_generate_with_a_given_label(tiny_run, tiny_data, tmp_path):
     assert main(["generate", "--run", str(tiny_run), "--out", str(tmp_path), "--label", "Double Bass", f"{tiny_data}/melody.wav"]) == 0
     assert json.loads((tmp_path/"generate.json").read_text())[0]["label"] == "double_bass"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_generate_and_info_with_every_method(name, method_run, tiny_data, tmp_path, capfd):
+    from cargan.training import load_run
+    run = method_run(name)
+    model = load_run(run)[0]
+    assert main(["generate", "--run", str(run), "--out", str(tmp_path/"out"), f"{tiny_data}/melody.wav"]) == 0
+    assert sorted(p.name for p in (tmp_path/"out").iterdir()) == sorted(["generate.json", *(f"melody_{stage}.png" for stage in model.stages)])
+    entry = json.loads((tmp_path/"out"/"generate.json").read_text())[0]
+    assert list(entry) == ["input", "label", "probability", "heard", "start", "files", "windows"]
+    assert list(entry["windows"][0]) == ["label", "probability", "heard", "start"]
+    capfd.readouterr()
+    code = main(["generate", "--run", str(run), "--out", str(tmp_path/"asked"), "--label", "tuba", f"{tiny_data}/melody.wav"])
+    err = capfd.readouterr().err
+    if model.label == "wants": assert code == 0 and err == ""
+    else: assert code == 2 and "takes no label" in err and len(err.splitlines()) == 1 and not (tmp_path/"asked").exists()
+    assert main(["info", str(run)]) == 0
+    out = capfd.readouterr().out
+    assert re.search(rf"^method +{name} \(preset lab", out, re.M) and re.search(rf"^label +{model.label}: ", out, re.M)
+    assert all(net in out for net in model.networks) and ", ".join(model.stages) in out
+
+
+def test_a_run_of_the_version_before(tiny_data, tmp_path, capfd):
+    run = ROOT/"tests"/"old_run"/"run"
+    assert main(["generate", "--run", str(run), "--out", str(tmp_path), f"{tiny_data}/melody.wav"]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["generate.json", "melody_coarse.png", "melody_fine.png"]
+    assert main(["info", str(run)]) == 0
+    assert re.search(r"^method +cargan \(preset lab, ", capfd.readouterr().out, re.M)
 
 
 @pytest.mark.parametrize("what", ["run", "data.npz", "data", "run/classifier.safetensors", "melody.wav"])
@@ -241,6 +331,12 @@ BAD = {
     "train: unknown option": lambda s: T(s, "--learning", "1"),
     "train: not a number": lambda s: T(s, "--lr", "fast"),
     "train: unknown preset": lambda s: T(s, "--preset", "huge"),
+    "train: unknown method": lambda s: T(s, "--method", "pix2pix"),
+    "train: unknown variant": lambda s: T(s, "--variant", "F"),
+    "train: a variant of another method": lambda s: T(s, "--method", "mean", "--variant", "A"),
+    "train: an option of another method": lambda s: ["train", "--method", "s2ic", "--data", s.bundle, "--out", s.tmp/"out", "--g2-input", "residue"],
+    "train: no method after --method": lambda s: T(s, "--method"),
+    "train: another method than before": lambda s: ["train", "--method", "mean", "--data", s.bundle, "--out", s.run(), *ANY],
     "train: missing bundle": lambda s: T(s, data=s.tmp/"no.npz"),
     "train: empty bundle": lambda s: T(s, data=put(s.tmp/"b.npz")),
     "train: text for a bundle": lambda s: T(s, data=put(s.tmp/"b.npz", b"text" * 99)),
@@ -313,6 +409,7 @@ BAD = {
     "export: a file in the way": lambda s: X(s, out=s.in_the_way/"out.onnx"),
     # info
     "info: nothing given": lambda s: ["info"],
+    "info: a method that there isn't": lambda s: ["info", with_json(s.run(), {"method": "pix2pix"})],
     "info: a list for config.json": lambda s: ["info", with_json(s.run(), [])],
     "info: impossible values in config.json": lambda s: ["info", with_json(s.run(), {"model": {"stages": 7}})],
     "info: missing path": lambda s: ["info", s.tmp/"no"],

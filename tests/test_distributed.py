@@ -24,7 +24,7 @@ train(config_from_dict(TrainConfig, json.loads(Path(sys.argv[1]).read_text())))
 STEPS = """
 import torch
 from cargan.core import seed_everything
-from cargan.classifier import ClassifierConfig, ImageClassifier
+from cargan.looking import ClassifierConfig, ImageClassifier
 from cargan.residue import CARGANConfig
 from cargan.training import TrainConfig, make_accelerator, make_players, update_D, update_G
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from cargan.classifier import ClassifierConfig, ImageClassifier
+from cargan.looking import ClassifierConfig, ImageClassifier
 from cargan.core import load_weights, save_weights, seed_everything
 from cargan.residue import CARGANConfig
 from cargan.training import PRESETS, make_accelerator, make_players, update_D, update_G

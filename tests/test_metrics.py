@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 
 from cargan.bundle import open_bundle, save_bundle
-from cargan.classifier import ClassifierConfig
+from cargan.looking import ClassifierConfig
 from cargan.core import CarganError
 from cargan.evaluation import EvaluateConfig, evaluate
 from cargan.listening import ProbeConfig, partners

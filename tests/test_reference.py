@@ -5,16 +5,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cargan.classifier import ClassifierConfig, ImageClassifier
+from cargan.cascade import PRESETS, update_D, update_G
 from cargan.core import seed_everything
+from cargan.looking import ClassifierConfig, ImageClassifier, fold_batch_norms
 from cargan.losses import discriminator_losses, generator_losses
-from cargan.residue import CARGANConfig
-from cargan.training import PRESETS, make_accelerator, make_players, update_D, update_G
+from cargan.residue import CARGAN, CARGANConfig
+from cargan.training import make_accelerator, make_players
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT/"bench"))
 from reference import Reference
 from released import Released, generator
+
+
+def players(cfg, C): return make_players(cfg, lambda: CARGAN(cfg.model, fold_batch_norms(C)), make_accelerator(cfg))
 
 
 def largest_difference(ours, theirs) -> float:
@@ -31,22 +35,22 @@ def test_losses_and_gradients_agree(attention):
     cfg = replace(PRESETS["lab"], model=CARGANConfig(size=32, base=32, d_base=8, attention=attention), device="cpu")
     seed_everything(0)
     C = ImageClassifier(ClassifierConfig(arch="small"))
-    p, ref = make_players(cfg, C, make_accelerator(cfg)), Reference(cfg.model, C)
-    for net in (p.model, C, p.D, ref.G1, ref.G2, ref.D): net.double()
-    nets = dict(G1=(p.model.G1, ref.G1), G2=(p.model.G2, ref.G2), D=(p.D, ref.D))
+    p, ref = players(cfg, C), Reference(cfg.model, C)
+    for net in (p.model, C, p.rivals["D"], ref.G1, ref.G2, ref.D): net.double()
+    nets = dict(G1=(p.model.G1, ref.G1), G2=(p.model.G2, ref.G2), D=(p.rivals["D"], ref.D))
     for ours, theirs in nets.values():
         for name, q in ours.named_parameters():
             if name.endswith("gamma"): q.data.fill_(0.5)
         theirs.load_state_dict(ours.state_dict())
     batch = dict(mel=torch.rand(4, 1, 32, 32).double() * 2 - 1, image=torch.rand(4, 3, 32, 32).double() * 2 - 1, label=torch.tensor([0, 3, 3, 12]))
     out = p.model(batch["mel"], batch["label"])
-    loss_G = generator_losses(p.D, p.model.C, out, batch, cfg.model)["G"]
+    loss_G = generator_losses(p.rivals["D"], p.model.C, out, batch, cfg.model)["G"]
     expected_G, pictures = ref.losses_G(batch)
     torch.testing.assert_close(loss_G.double(), expected_G, atol=0, rtol=1e-6)
     for loss in (loss_G, expected_G): loss.backward()
     assert largest_difference(*nets["G1"]) < 1e-5 and largest_difference(*nets["G2"]) < 1e-5
     for net in nets["D"]: net.zero_grad()
-    loss_D, expected_D = discriminator_losses(p.D, out, batch, cfg.model)["D"], ref.losses_D(batch, pictures)
+    loss_D, expected_D = discriminator_losses(p.rivals["D"], out, batch, cfg.model)["D"], ref.losses_D(batch, pictures)
     torch.testing.assert_close(loss_D.double(), expected_D, atol=0, rtol=1e-6)
     for loss in (loss_D, expected_D): loss.backward()
     assert largest_difference(*nets["D"]) < 1e-5
@@ -57,9 +61,9 @@ def test_a_whole_step_agrees():
     cfg = replace(PRESETS["lab"], model=CARGANConfig(size=32, base=8, d_base=8), device="cpu", lr=1e-4)
     seed_everything(0)
     C = ImageClassifier(ClassifierConfig(arch="small"))
-    p, ref = make_players(cfg, C, make_accelerator(cfg)), Reference(cfg.model, C, lr=cfg.lr)
-    for ours, theirs in ((p.model.G1, ref.G1), (p.model.G2, ref.G2), (p.D, ref.D)): theirs.load_state_dict(ours.state_dict())
-    for net in (p.model, C, p.D, ref.G1, ref.G2, ref.D): net.double()
+    p, ref = players(cfg, C), Reference(cfg.model, C, lr=cfg.lr)
+    for ours, theirs in ((p.model.G1, ref.G1), (p.model.G2, ref.G2), (p.rivals["D"], ref.D)): theirs.load_state_dict(ours.state_dict())
+    for net in (p.model, C, p.rivals["D"], ref.G1, ref.G2, ref.D): net.double()
     batch = dict(mel=torch.rand(4, 1, 32, 32).double() * 2 - 1, image=torch.rand(4, 3, 32, 32).double() * 2 - 1, label=torch.tensor([0, 3, 3, 12]))
     for _ in range(2):
         out, losses = update_G(p, batch); losses |= update_D(p, batch, out)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cargan.bundle import Bundle, save_bundle
-from cargan.classifier import AudioClassifierConfig, ClassifierConfig
+from cargan.hearing import AudioClassifierConfig
+from cargan.looking import ClassifierConfig
 from cargan.core import INSTRUMENTS, CarganError
 from cargan.residue import CARGANConfig
 from cargan.training import PRESETS, checkpoint_folders, train

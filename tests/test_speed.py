@@ -6,7 +6,7 @@ import pytest
 
 from cargan.core import CarganError
 from cargan.speed import LAUNCH
-from cargan.training import TrainConfig
+from cargan.methods import TrainConfig
 from conftest import ROOT
 
 
@@ -46,9 +46,9 @@ def test_benchmarks_refuse_in_one_line(tmp_path, script, option, value, words):
     assert done.returncode and words in done.stderr and len(done.stderr.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
 
 
-def test_draws_need_a_scored_run(tmp_path):
+def test_draws_need_a_run(tmp_path):
     done = run("bench/draws.py", tmp_path/"draws", "--run", tmp_path/"nowhere")
-    assert done.returncode == 2 and "score it with cargan evaluate first" in done.stderr and len(done.stderr.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
+    assert done.returncode == 2 and "does not exist; train one with" in done.stderr and len(done.stderr.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
 
 
 def test_rows_of_earlier_runs(tmp_path, monkeypatch):
