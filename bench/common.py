@@ -1,5 +1,5 @@
 "What the benchmarks have in common: errors in one line, rows that are kept as JSON, and players whose parts were made from noise."
-import json, sys, tempfile
+import importlib.util, json, sys, tempfile
 from pathlib import Path
 
 from cargan.core import CarganError
@@ -22,6 +22,15 @@ def read_rows(path: Path) -> list:
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
         raise CarganError(f"{path} does not hold the rows of a benchmark; remove it, or give another file")
     return rows
+
+
+def learning() -> tuple:
+    "The names of the methods that have something to learn, as far as their notebooks are there."
+    import torch
+    from cargan.cost import fake_players
+    from cargan.methods import METHODS, find_method
+    there = [name for name, where in METHODS.items() if importlib.util.find_spec(where.split(":")[0])]
+    return tuple(name for name in there if fake_players(find_method(name).presets["lab"], torch.device("meta")).optimisers)
 
 
 def random_players(cfg):

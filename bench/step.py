@@ -12,7 +12,7 @@ ResNet50 has random weights, the generators base 64, D 4 channels (64 at 256 px)
 Parts are timed alone, one forward and one backward pass for every call in a step and all weights of G1, G2 and D learning, so they needn't sum up to the step.
 The time of a step is the median of those after a first; only a first step of more than half a minute (the reference, 256 px, paper's attention) counts itself.
 The same for parts, but at 256 px the first call counts."""
-import importlib.util, json, resource, subprocess, sys, time
+import json, resource, subprocess, sys, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -32,7 +32,7 @@ from cargan.looking import ClassifierConfig, ImageClassifier, fold_batch_norms
 from cargan.methods import METHODS, find_method
 from cargan.residue import CARGAN, CARGANConfig
 from cargan.training import make_accelerator, make_players, to_device, tune
-from common import random_players, read_rows, run
+from common import learning, random_players, read_rows, run
 from reference import Reference
 from released import Released
 
@@ -41,13 +41,6 @@ WHAT = dict(sagan=("reference", "ours"), released=("released", "reference", "our
 CPU = torch.device("cpu")
 METHOD_SIZE, METHOD_SECONDS = 64, 2.  # pixels; for each row, so that all stay within a minute or so
 FIRST = next(iter(METHODS))  # whom the others are compared with
-
-
-def learning() -> tuple:
-    "The methods that have weights, as far as their notebooks are there."
-    there = [name for name, where in METHODS.items() if importlib.util.find_spec(where.split(":")[0])]
-    def learns(cfg): return bool(fake_players(cfg, torch.device("meta")).optimisers)
-    return tuple(name for name in there if learns(find_method(name).presets["lab"]))
 
 
 @dataclass(frozen=True)

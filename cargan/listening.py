@@ -257,7 +257,9 @@ def show_probes(table: pd.DataFrame,  # from `probe_table`
     for ax, factor in zip(axs[0], factors):
         t = table.xs(factor, level="factor").loc[sources].clip(lower=floor)
         ax.barh(range(len(t)), t.r2, color=["tab:grey"] + ["tab:blue"] * (len(t) - 1), xerr=np.maximum(0, [t.r2 - t.low, t.high - t.r2]), capsize=3)
-        ax.axvline(0, c="k", lw=0.8); ax.set(yticks=range(len(t)), yticklabels=t.index, title=f"{factor.replace('_', ' ')}: R² within instruments, drawn down to {floor}", xlim=(floor - 0.05, 1.05))
+        ax.axvline(0, c="k", lw=0.8)
+        ax.set(yticks=range(len(t)), yticklabels=t.index, title=factor.replace("_", " "), xlim=(floor - 0.05, 1.05))
+        ax.set_xlabel(f"R² within instruments (bars end at {floor})", fontsize=8)
     axs[0, 0].invert_yaxis()
     return fig
 
@@ -323,8 +325,9 @@ def show_attention(model: nn.Module, mel, label, names: list):  # the matplotlib
     sound = mel.mean(1).cpu().numpy()
     of = lambda network: [(k, v) for k, v in maps.items() if k.startswith(f"{network}, ")]
     columns = [("sound", sound, None)] + [(k, sound, v) for k, v in of(next(iter(model.networks)))]
-    for network, (stage, img) in zip(model.networks, drawn.items()):
-        columns += [(f"{stage} picture", to_uint8(img), None)] + [(k, to_uint8(img), v) for k, v in of(network)]
+    names_of_stages = ("stage I", "stage II") if len(drawn) == 2 else ("drawn",)
+    for network, stage, img in zip(model.networks, names_of_stages, drawn.values()):
+        columns += [(stage, to_uint8(img), None)] + [(k, to_uint8(img), v) for k, v in of(network)]
     gammas = {k: f"\nγ {m.gamma.item():.3f}" if isinstance(m, SelfAttention) else "" for k, m in attention_layers(model).items()}
     fig, axs = plt.subplots(len(names), len(columns), figsize=(1.15 * len(columns), 1.1 * len(names) + 0.3), layout="constrained", squeeze=False)
     for r, line in enumerate(axs):

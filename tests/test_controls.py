@@ -191,7 +191,11 @@ def test_the_sheet_has_a_row_for_each_instrument_and_a_column_for_each_run(runs)
 
 def test_main_numbers_of_runs(runs, tmp_path):
     assert len(compare_runs(runs)) == 0
-    for name, values in dict(a=dict(label="wants", n=3, listening={"shuffled audio": dict(follows_label=1., follows_audio=0.)}), b=dict(listening=None)).items():
+    fd = lambda stage: {"features of EfficientNet-Lite0": {f"{stage}, true label": {"FD-EffNet": 7.}}}
+    crossed = {"shuffled audio": dict(follows_label=1., follows_audio=0.)}
+    written = dict(a=dict(label="wants", n=3, listening=crossed, distances=fd("drawn")), b=dict(listening=None, distances=fd("stage II")))
+    for name, values in written.items():
         (tmp_path/name).mkdir(); write_json(tmp_path/name/"metrics.json", values)
     table = compare_runs({name: tmp_path/name for name in "abc"})
-    assert list(table.index) == ["a", "b"] and table.loc["a", "follows label"] == 1 and table.loc["b"].isna().all()
+    assert list(table.index) == ["a", "b"] and table.loc["a", "follows label"] == 1 and list(table["FD"]) == [7, 7]
+    assert table.loc["b"].drop("FD").isna().all()

@@ -9,35 +9,37 @@ import torch
 
 from cargan.bundle import save_bundle
 from cargan.core import load_weights
-from cargan.residue import CARGANConfig
-from cargan.training import checkpoint_folders, plain
-from test_resume import tiny, toy_bundle
+from cargan.methods import plain
+from cargan.training import checkpoint_folders
+from methods import tiny, toy_bundle
 
 TRAIN = """
 import json, sys, torch
 from pathlib import Path
-from cargan.training import TrainConfig, config_from_dict, train
+from cargan.methods import read_config
+from cargan.training import train
 torch.set_num_threads(1)
-train(config_from_dict(TrainConfig, json.loads(Path(sys.argv[1]).read_text())))
+train(read_config(sys.argv[1]))
 """
 
 STEPS = """
 import torch
+from cargan.cascade import CARGANTrain, update_D, update_G
 from cargan.core import seed_everything
 from cargan.looking import ClassifierConfig, ImageClassifier
-from cargan.residue import CARGANConfig
-from cargan.training import TrainConfig, make_accelerator, make_players, update_D, update_G
+from cargan.residue import CARGAN, CARGANConfig
+from cargan.training import make_accelerator, make_players
 torch.set_num_threads(1)
-cfg = TrainConfig(model=CARGANConfig(size=32, base=2, d_base=2), batch_size=8, device="cpu")
+cfg = CARGANTrain(model=CARGANConfig(size=32, base=2, d_base=2), batch_size=8, device="cpu")
 acc = make_accelerator(cfg)
 seed_everything(0)
-p = make_players(cfg, ImageClassifier(ClassifierConfig(arch="small", size=32)), acc)
+p = make_players(cfg, lambda: CARGAN(cfg.model, ImageClassifier(ClassifierConfig(arch="small", size=32))), acc)
 seed_everything(100 + acc.process_index)  # each process sees other pairs
 first = [q.detach().clone() for q in p.model.G1.parameters()]
 for _ in range(3):
     batch = dict(mel=torch.rand(4, 1, 32, 32), image=torch.rand(4, 3, 32, 32), label=torch.randint(0, 13, (4,)))
     out, _ = update_G(p, batch); update_D(p, batch, out)
-for net in (p.model.G1, p.model.G2, p.D):
+for net in p.networks.values():
     for q in net.parameters():
         both = acc.gather(q.detach().flatten()[None])
         assert torch.equal(both[0], both[1]), "the processes hold different weights"
@@ -60,7 +62,7 @@ def test_gradients_are_shared(tmp_path): launch(tmp_path, STEPS)
 
 def test_two_processes_train_log_once_and_resume(tmp_path):
     save_bundle(toy_bundle(), tmp_path/"pairs.npz")
-    cfg = tiny(tmp_path, out=tmp_path/"run", max_steps=6, checkpoint_every=3, log_every=2, model=CARGANConfig(size=32, base=2, d_base=2))
+    cfg = tiny("cargan", tmp_path, ema=0.9, checkpoint_every=3)
     for steps in (6, 9):
         (tmp_path/"config.json").write_text(json.dumps(plain(replace(cfg, max_steps=steps))))
         launch(tmp_path, TRAIN, tmp_path/"config.json")

@@ -1,53 +1,54 @@
-"""Two processes, each with half of the batch, find the gradients of one process with all of it: `update_G` and `update_D` themselves, in double precision.
+"""Two processes, each with half of the batch, find the gradients of one process with all of it: every method's own step, in double precision.
 
 The losses are means over pairs, so the mean of two halves is the whole, as long as every pair is computed by itself. Batch norm alone mixes the
 pairs of one process. The identity is therefore exact (to rounding) with batch norm in evaluation mode, and with batch norm as in training when both
 halves are equal. With different halves the usual batch norm of each process gives other gradients; the last test says how far off they are."""
 import os, subprocess, sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from cargan.looking import ClassifierConfig, ImageClassifier
-from cargan.core import load_weights, save_weights, seed_everything
-from cargan.residue import CARGANConfig
-from cargan.training import PRESETS, make_accelerator, make_players, update_D, update_G
+from cargan.bundle import save_bundle
+from cargan.core import load_weights, save_weights
+from cargan.methods import find_method
+from cargan.training import make_accelerator, make_parts, make_players, open_pairs
+from methods import TRAINED, tiny, toy_bundle
 
 PAIRS, TOLERANCE = 8, 1e-10  # of the largest gradient of a network; measured 2e-15
 
 
-def pairs(twice: bool) -> dict:
-    "Eight random pairs; `twice`: four of them, and the same four again."
-    g = torch.Generator().manual_seed(1)
-    batch = dict(mel=torch.rand(PAIRS, 1, 32, 32, generator=g) * 2 - 1, image=torch.rand(PAIRS, 3, 32, 32, generator=g) * 2 - 1, label=torch.arange(PAIRS))
+def pairs(name: str, cfg, twice: bool) -> dict:
+    "Eight random pairs with all that a method's batches hold; `twice`: four of them, and the same four again."
+    g, method = torch.Generator().manual_seed(1), find_method(name)
+    uniform = lambda *shape: torch.rand(PAIRS, *shape, generator=g) * 2 - 1
+    batch = dict(mel=uniform(1, 32, 32), image=uniform(3, 32, 32), label=torch.arange(PAIRS), wrong_mel=uniform(1, 32, 32), wrong_image=uniform(3, 32, 32),
+                 wrong_label=(torch.arange(PAIRS) + 1) % 13, noise=torch.randn(PAIRS, max(1, method.noise(cfg)), generator=g))
     return {k: v[:PAIRS // 2].repeat(2, *[1] * (v.ndim - 1)) for k, v in batch.items()} if twice else batch
 
 
-def gradients(norm: str, twice: bool, average: bool) -> dict:
+def gradients(name: str, folder: Path, norm: str, twice: bool, average: bool) -> dict:
     "One step on this process's share of the pairs; the gradients as the optimisers see them. norm: 'eval' or 'train'."
-    cfg = replace(PRESETS["lab"], model=CARGANConfig(size=32, base=8, d_base=8), batch_size=PAIRS, device="cpu", ema=0.)
+    cfg, method = tiny(name, folder), find_method(name)
     acc, seen = make_accelerator(cfg), {}
-    seed_everything(0)
-    p = make_players(cfg, ImageClassifier(ClassifierConfig(arch="small", size=32)), acc)
-    nets = {**p.generators, "D": acc.unwrap_model(p.D)}
-    for net in nets.values():
-        for name, q in net.named_parameters():
-            if name.endswith("gamma"): q.data.fill_(0.5)  # attention counts
+    p = make_players(cfg, lambda: method.make_model(cfg, folder/name).double(), acc)
+    for net in p.rivals.values(): net.double()
+    for net in p.networks.values():
+        for key, q in net.named_parameters():
+            if key.endswith("gamma"): q.data.fill_(0.5)  # attention counts
         for m in net.modules():
-            if isinstance(m, nn.BatchNorm2d) and norm == "eval": m.eval()
-    def note(*names): return lambda opt, *_: seen.update({f"{n}.{k}": q.grad.clone() for n in names for k, q in nets[n].named_parameters()})
-    p.opt_G.optimizer.register_step_pre_hook(note("G1", "G2")); p.opt_D.optimizer.register_step_pre_hook(note("D"))
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and norm == "eval": m.eval()
+    def note(side, names):
+        found = lambda opt, *_: [seen.setdefault(f"{n}.{k}", q.grad.clone()) for n in names for k, q in p.networks[n].named_parameters()]
+        p.optimisers[side].optimizer.register_step_pre_hook(found)
+    note("G", list(p.model.networks)); note("D", list(p.rivals))
     if not average:
-        for net in (p.model.G1, p.model.G2, p.D):
+        for net in (*p.model.networks.values(), *p.rivals.values()):
             if hasattr(net, "require_backward_grad_sync"): net.require_backward_grad_sync = False
     n = PAIRS // acc.num_processes
     share = slice(acc.process_index * n, (acc.process_index + 1) * n)
-    batch = {k: v[share].double() if v.is_floating_point() else v[share] for k, v in pairs(twice).items()}
-    out, _ = update_G(p, batch)
-    update_D(p, batch, out)
+    method.step(p, {k: v[share].double() if v.is_floating_point() else v[share] for k, v in pairs(name, cfg, twice).items()})
     return seen
 
 
@@ -55,50 +56,60 @@ CASES = dict(identity=dict(norm="eval", twice=False, average=True), halves=dict(
              mistake=dict(norm="eval", twice=False, average=False), usual=dict(norm="train", twice=False, average=True))
 
 
-def all_gradients() -> dict:
-    "Every case in double precision, on one thread."
+def all_gradients(folder: Path) -> dict:  # (method, case) -> gradients
+    "Every case of every method in double precision, on one thread."
     threads = torch.get_num_threads()
     torch.set_num_threads(1); torch.set_default_dtype(torch.float64)
-    try: return {name: gradients(**case) for name, case in CASES.items()}
+    try: return {(name, case): gradients(name, folder, **how) for name in TRAINED for case, how in CASES.items()}
     finally: torch.set_num_threads(threads); torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="module")
 def off(tmp_path_factory):
-    "For each case and network, two processes against one: the largest difference of a gradient, relative to the network's largest."
+    "For each method, case and network, two processes against one: the largest difference of a gradient, relative to the network's largest."
     folder = tmp_path_factory.mktemp("two")
+    save_bundle(toy_bundle(), folder/"pairs.npz")
+    for name in TRAINED:  # what is trained beforehand
+        cfg = tiny(name, folder, out=folder/name)
+        make_parts(cfg, find_method(name), open_pairs(cfg, "cpu"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__, str(folder)]
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=400, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     found = {}
-    for name, one in all_gradients().items():
-        two = load_weights(folder/f"{name}.safetensors")[0]
+    for (name, case), one in all_gradients(folder).items():
+        two = load_weights(folder/f"{name}-{case}.safetensors")[0]
         assert one.keys() == two.keys()
-        for net in ("G1", "G2", "D"):
-            pairs = [(one[k], two[k]) for k in one if k.startswith(net + ".")]
-            found[name, net] = (max((a - b).abs().max() for a, b in pairs) / max(a.abs().max() for a, _ in pairs)).item()
-    print(*(f"{name} {net}: {v:.1e}" for (name, net), v in found.items()), sep="\n")
+        for net in {k.split(".")[0] for k in one}:
+            both = [(one[k], two[k]) for k in one if k.startswith(net + ".")]
+            found[name, case, net] = (max((a - b).abs().max() for a, b in both) / max(a.abs().max() for a, _ in both)).item()
+    print(*(f"{' '.join(key)}: {v:.1e}" for key, v in found.items()), sep="\n")
     return found
 
 
-@pytest.mark.parametrize("net", ["G1", "G2", "D"])
-def test_two_processes_find_the_gradients_of_one(off, net):
+def of(off: dict, name: str, case: str) -> dict:  # network -> difference
+    return {net: v for (n, c, net), v in off.items() if (n, c) == (name, case)}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_two_processes_find_the_gradients_of_one(off, name):
     "Exactly, with batch norm in evaluation mode; also with batch norm as in training, when both halves are equal."
-    assert off["identity", net] < TOLERANCE and off["halves", net] < TOLERANCE
+    assert len(of(off, name, "identity")) >= 3
+    assert max(of(off, name, "identity").values()) < TOLERANCE and max(of(off, name, "halves").values()) < TOLERANCE
 
 
-@pytest.mark.parametrize("net", ["G1", "G2", "D"])
-def test_without_averaging_they_do_not(off, net):
+@pytest.mark.parametrize("name", TRAINED)
+def test_without_averaging_they_do_not(off, name):
     "The test above can fail: here each process keeps the gradients of its own half."
-    assert off["mistake", net] > 0.1
+    assert min(of(off, name, "mistake").values()) > 0.05
 
 
-@pytest.mark.parametrize("net", ["G1", "G2", "D"])
-def test_batch_norm_of_each_process_is_another_thing(off, net):
+@pytest.mark.parametrize("name", TRAINED)
+def test_batch_norm_of_each_process_is_another_thing(off, name):
     "Usual training, different halves: statistics of four pairs instead of eight give other gradients, and by much."
-    assert off["usual", net] > 0.1
+    assert max(of(off, name, "usual").values()) > 0.1
 
 
 if __name__ == "__main__":
-    for name, found in all_gradients().items():
-        if os.environ["RANK"] == "0": save_weights(Path(sys.argv[1])/f"{name}.safetensors", found)
+    for (name, case), found in all_gradients(Path(sys.argv[1])).items():
+        if os.environ["RANK"] == "0": save_weights(Path(sys.argv[1])/f"{name}-{case}.safetensors", found)

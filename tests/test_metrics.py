@@ -36,8 +36,8 @@ def test_interrupted_evaluation_starts_again(run, data, monkeypatch):
         m.setattr(evaluation, "PARTS", (*evaluation.PARTS[:5], stop))
         with pytest.raises(KeyboardInterrupt): evaluate(config(run, data))
     assert not [p for p in run.iterdir() if p.suffix in (".html", ".md", ".png") or p.name == "metrics.json"]
-    times = {p: p.stat().st_mtime_ns for p in (*run.glob("evaluator*"), *run.glob("features/*"))}
-    assert len(times) == 4
+    times = {p: p.stat().st_mtime_ns for p in (run/"parts").iterdir()}
+    assert sorted(p.name.split("-")[0] for p in times) == ["FD", "FD", "evaluator", "evaluator_paper", "probe"]
     first, second = evaluate(config(run, data)), evaluate(config(run, data))
     assert {p: p.stat().st_mtime_ns for p in times} == times
     assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
@@ -56,9 +56,9 @@ def test_data_without_factors(run, data, tmp_path):
     assert not metrics["trained_on_these"] and "not trained on these data" in (run/"report.html").read_text()
 
 
-def test_features_can_be_shared(run, data, tmp_path):
-    evaluate(config(run, data, features=tmp_path/"shared"))
-    assert len(list((tmp_path/"shared").glob("*.safetensors"))) == 2 and not (run/"features").exists()
+def test_parts_can_be_shared(run, data, tmp_path):
+    evaluate(config(run, data, parts=tmp_path/"shared"))
+    assert len(list((tmp_path/"shared").glob("*.safetensors"))) == 5 and not (run/"parts").exists()
 
 
 class Evil:
