@@ -4,6 +4,7 @@ from importlib.metadata import packages_distributions
 
 import pytest
 
+from cargan.core import CarganError
 from conftest import ROOT
 
 ALLOWED = {"torch", "torchvision", "accelerate", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "tensorboard", "safetensors", "tqdm", "pillow", "onnxruntime"}
@@ -31,7 +32,17 @@ def test_lacking_is_what_settings_name():
     assert not missing
 
 
-def test_all_of_it_and_started_again(tmp_path):
+@pytest.fixture
+def bench_gpu(monkeypatch):
+    "The script as a module, its clock just started."
+    monkeypatch.syspath_prepend(ROOT/"bench")
+    import gpu as module
+    monkeypatch.setattr(module, "START", module.time.monotonic())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return module
+
+
+def test_all_of_it_and_started_again(tmp_path, bench_gpu):
     "Without the libraries that a training machine lacks. A file that lacks some results, as after a kill, is completed, and the others stay as they were."
     out = tmp_path/"gpu.json"
     first = gpu("--short", "--out", out, lacking=LACKING)
@@ -42,13 +53,12 @@ def test_all_of_it_and_started_again(tmp_path):
     names = [k for k in before["measured"] if k.startswith(("draw", "attention"))]
     for k in names: del before["measured"][k]
     out.write_text(json.dumps(before))
-    second = gpu("--short", "--out", out)
+    assert bench_gpu.main(["--short", "--out", str(out)]) == 0
     after = json.loads(out.read_text())
-    assert second.returncode == 0, second.stdout[-2000:] + second.stderr[-2000:]
     assert before["measured"].items() <= after["measured"].items() and set(names) == after["measured"].keys() - before["measured"].keys()
     out.write_text(json.dumps(after | dict(where=after["where"] | dict(device="another GPU"))))
-    third = gpu("--short", "--out", out)
-    assert third.returncode == 2 and third.stderr.count("\n") == 1 and "was measured elsewhere" in third.stderr
+    elsewhere = gpu("--short", "--out", out)
+    assert elsewhere.returncode == 2 and elsewhere.stderr.count("\n") == 1 and "was measured elsewhere" in elsewhere.stderr
 
 
 def check(measured: dict):
@@ -66,20 +76,11 @@ def check(measured: dict):
     assert measured["log_mel"]["windows_per_s"] > 0 and measured["attention/float32"]["operations"]
 
 
-@pytest.mark.parametrize("args, words", [((), "no GPU was found"), (("--short", "--seconds", "0"), "seconds=0.0 is not possible")])
-def test_refuses_in_one_line(tmp_path, args, words):
-    done = gpu(*args, "--out", tmp_path/"gpu.json")
-    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
-
-
-@pytest.fixture
-def bench_gpu(monkeypatch):
-    "The script as a module, its clock just started."
-    monkeypatch.syspath_prepend(ROOT/"bench")
-    import gpu as module
-    monkeypatch.setattr(module, "START", module.time.monotonic())
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    return module
+def test_refuses(tmp_path, monkeypatch, bench_gpu):
+    monkeypatch.setattr(bench_gpu.torch.cuda, "is_available", lambda: False)
+    for args, words in ((), "no GPU was found"), (("--short", "--seconds", "0"), "seconds=0.0 is not possible"):
+        with pytest.raises(CarganError, match=words): bench_gpu.main([*args, "--out", str(tmp_path/"gpu.json")])
+    assert not list(tmp_path.iterdir())
 
 
 def test_errors_are_noted(tmp_path, monkeypatch, bench_gpu):
