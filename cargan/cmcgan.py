@@ -256,7 +256,7 @@ def step(p: Players, batch: dict) -> dict:  # named losses
 PRESETS = {
     "paper": CMCGANTrain(),
     "lab": CMCGANTrain(model=CMCGANConfig(size=64, base=24, d_base=24), audio=AudioClassifierConfig(epochs=20), epochs=4, batch_size=8,
-                       lr=2e-3, lr_d=4e-4, ema=0.99, log_every=10, sample_every=200, checkpoint_every=200),
+                       lr=2e-3, lr_d=1e-3, ema=0.99, log_every=10, sample_every=200, checkpoint_every=200),
 }
 
 def with_loss(**changes):  # function of a configuration

@@ -82,11 +82,11 @@ def mean_pictures(dataset: PairDataset,
     return (total / count.clamp(min=1)[:, None, None, None]).float()
 
 class MeanPicture(Memory):
-    "Draws the mean picture of the instrument that it is told; `picture`: 14 x 3 x size x size."
+    "Draws the mean picture of the instrument that it is told; `pictures`: 14 x 3 x size x size."
     label = "wants"
     def draw(self, mel, label) -> dict:  # stage -> B x 3 x size x size, in [-1, 1]
         "The sound is not looked at."
-        return dict(fine=self.picture.index_select(0, asked_for(label)))
+        return dict(fine=self.pictures.index_select(0, asked_for(label)))
 
 # %% ../nbs/32_controls.ipynb #18d361e5
 @dataclass(frozen=True)
@@ -108,26 +108,26 @@ FAR = 1000.  # every number of a sound that nothing comes near to
 def remember(dataset: PairDataset,
              idx: np.ndarray,  # positions of the training pairs
              side: int,  # of the sounds
-            ) -> dict:  # sound: n x side², float16; picture: n x 3 x size x size, uint8; owner: n class numbers
+            ) -> dict:  # sounds: n x side², float16; pictures: n x 3 x size x size, uint8; owner: n class numbers
     "All training pairs, and a grey picture for each instrument that has none."
     owner = torch.as_tensor(np.asarray(dataset.bundle.label)[idx], dtype=torch.int64)
     missing = [c for c in range(len(INSTRUMENTS)) if not (owner == c).any()]
     n, size = len(idx) + len(missing), dataset.size
-    sound = torch.full((n, side ** 2), FAR, dtype=torch.float16)
-    picture = torch.full((n, 3, size, size), 128, dtype=torch.uint8)
+    sounds = torch.full((n, side ** 2), FAR, dtype=torch.float16)
+    pictures = torch.full((n, 3, size, size), 128, dtype=torch.uint8)
     at = 0
     for batch in batches(dataset, idx):
         rows = slice(at, at := at + len(batch["label"]))
-        sound[rows] = listen(batch["mel"], side).half()
-        picture[rows] = ((batch["image"] + 1) * 127.5).round().to(torch.uint8)
-    return dict(sound=sound, picture=picture, owner=torch.cat([owner, torch.tensor(missing, dtype=torch.int64)]))
+        sounds[rows] = listen(batch["mel"], side).half()
+        pictures[rows] = ((batch["image"] + 1) * 127.5).round().to(torch.uint8)
+    return dict(sounds=sounds, pictures=pictures, owner=torch.cat([owner, torch.tensor(missing, dtype=torch.int64)]))
 
 # %% ../nbs/32_controls.ipynb #bcb7f7c5
 class NearestPair(Memory):
-    "Shows the picture of the nearest remembered sound. `sound`, `picture`, `owner`: as from `remember`."
-    def __init__(self, cfg: RetrievalConfig, sound, picture, owner):
-        sound = sound.float()
-        super().__init__(cfg, sound=sound, picture=picture, owner=owner, length=sound.square().sum(1))
+    "Shows the picture of the nearest remembered sound. `sounds`, `pictures`, `owner`: as from `remember`."
+    def __init__(self, cfg: RetrievalConfig, sounds, pictures, owner):
+        sounds = sounds.float()
+        super().__init__(cfg, sounds=sounds, pictures=pictures, owner=owner, length=sounds.square().sum(1))
 
     @property
     def label(self) -> str: return "wants" if self.cfg.among == "label" else "none"
@@ -136,7 +136,7 @@ class NearestPair(Memory):
                label=None,  # B class numbers or B x 13 weights; not needed with among='all'
               ) -> torch.Tensor:  # B rows of the memory
         "The nearest sound, of the instrument asked for if there is one; the first of several that are equally near."
-        distance = torch.addmm(self.length, listen(mel, self.cfg.side), self.sound.T, alpha=-2)  # B x n
+        distance = torch.addmm(self.length, listen(mel, self.cfg.side), self.sounds.T, alpha=-2)  # B x n
         if self.cfg.among == "label":
             asked = asked_for(label)[:, None]
             distance = distance.masked_fill((asked != self.owner) & (asked != NO_LABEL), torch.inf)
@@ -144,7 +144,7 @@ class NearestPair(Memory):
 
     def draw(self, mel, label=None) -> dict:  # stage -> B x 3 x size x size, in [-1, 1]
         "Real pictures."
-        return dict(fine=self.picture.index_select(0, self.search(mel, label)).float().div(127.5).sub(1))
+        return dict(fine=self.pictures.index_select(0, self.search(mel, label)).float().div(127.5).sub(1))
 
 # %% ../nbs/32_controls.ipynb #64565274
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class RetrievalTrain(TrainConfig):
 def keep_means(cfg: MeanTrain, pairs: Pairs, keep: Callable):
     "The memory of `mean`."
     dataset = PairDataset(pairs.bundle, cfg.model.size)
-    make = lambda path: save_weights(path, dict(picture=mean_pictures(dataset, pairs.train_idx)))
+    make = lambda path: save_weights(path, dict(pictures=mean_pictures(dataset, pairs.train_idx)))
     keep("memory", dict(method="mean", size=cfg.model.size), make)
 
 def keep_pairs(cfg: RetrievalTrain, pairs: Pairs, keep: Callable):
@@ -179,18 +179,18 @@ def recall(cfg: TrainConfig,
     "The memory of a run; raises `CarganError` if it is missing, damaged or another method's or size's."
     path = Path(folder)/"memory.safetensors"
     tensors, _ = load_weights(path)
-    if tensors.keys() != set(names) or tensors["picture"].shape[-1] != cfg.model.size:
+    if tensors.keys() != set(names) or tensors["pictures"].shape[-1] != cfg.model.size:
         raise CarganError(f"{path} doesn't fit the run's config.json; was one of them copied from elsewhere? Train the run again")
     return tensors
 
 def make_mean(cfg: MeanTrain, folder: Path) -> MeanPicture:
     "The model of a run of `mean`."
-    return MeanPicture(cfg.model, **recall(cfg, folder, ("picture",)))
+    return MeanPicture(cfg.model, **recall(cfg, folder, ("pictures",)))
 
 def make_nearest(cfg: RetrievalTrain, folder: Path) -> NearestPair:
     "The model of a run of `retrieval`."
-    tensors = recall(cfg, folder, ("sound", "picture", "owner"))
-    if tensors["sound"].shape[1] != cfg.model.side ** 2:
+    tensors = recall(cfg, folder, ("sounds", "pictures", "owner"))
+    if tensors["sounds"].shape[1] != cfg.model.side ** 2:
         raise CarganError(f"the memory in {folder} holds sounds of another `side` than its config.json says; train the run again")
     return NearestPair(cfg.model, **tensors)
 

@@ -287,6 +287,7 @@ def generate_files(see: SoundToImage,
         if new and not any(out.iterdir()): out.rmdir()
     return entries
 
+# %% ../nbs/60_generate.ipynb #39a98948
 def check_place(path: Path, to: Path):
     "Raises `CarganError` if putting `path` at `to` would cost somebody a folder or files that are not frames of ours."
     if not to.exists(): return

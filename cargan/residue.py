@@ -60,7 +60,7 @@ class CARGANConfig:
     init_std: float = 0.02  # σ of the initial weights; the paper prints 0.2
     told: Literal["label", "nothing", "heard", "half"] = "label"  # what stands on the label planes in training; see *cascade*
     hears: Literal["sound", "silence"] = "sound"  # 'silence': a control that never hears anything
-    n_classes: int = len(INSTRUMENTS)
+    n_classes: int = len(INSTRUMENTS)  # instruments
 
     @property
     def mel_channels(self) -> int: return {"db": 1, "jet": 3}[self.lms]  # channels of A

@@ -233,6 +233,9 @@ class Scene:
     def song(self) -> Path: return self.data/"melody.wav"
 
     @property
+    def picture(self) -> Path: return sorted((self.data/"data").glob("img/*/*/*"))[0]
+
+    @property
     def in_the_way(self) -> Path: return put(self.tmp/"file", b"a file")/"out"
 
     def run(self, *, without=(), cut_short=(), garbage=()) -> Path:
@@ -334,7 +337,7 @@ BAD = {
     "train: unknown method": lambda s: T(s, "--method", "pix2pix"),
     "train: unknown variant": lambda s: T(s, "--variant", "F"),
     "train: a variant of another method": lambda s: T(s, "--method", "mean", "--variant", "A"),
-    "train: an option of another method": lambda s: ["train", "--method", "s2ic", "--data", s.bundle, "--out", s.tmp/"out", "--g2-input", "residue"],
+    "train: an option of another method": lambda s: ["train", "--method", "cmcgan", "--data", s.bundle, "--out", s.tmp/"out", *ANY, "--g2-input", "residue"],
     "train: no method after --method": lambda s: T(s, "--method"),
     "train: another method than before": lambda s: ["train", "--method", "mean", "--data", s.bundle, "--out", s.run(), *ANY],
     "train: missing bundle": lambda s: T(s, data=s.tmp/"no.npz"),
@@ -398,6 +401,13 @@ BAD = {
     "generate: a file in the way": lambda s: ["generate", "--run", s.run(), "--out", s.in_the_way, s.song],
     "generate: a folder where a picture belongs": lambda s: ["generate", "--run", s.run(), "--out", put(s.tmp/"mine"/f"{s.song.stem}_fine.png"/"letter.txt", b"dear").parent.parent, s.song],
     "generate: somebody's files among the frames": lambda s: ["generate", "--run", s.run(), "--out", put(s.tmp/"mine"/f"{s.song.stem}_frames"/"letter.txt", b"dear").parent.parent, s.song, "--frames"],
+    # sound
+    "sound: nothing given": lambda s: ["sound"],
+    "sound: no picture": lambda s: ["sound", "--run", s.run(), "--out", s.tmp/"out"],
+    "sound: missing picture": lambda s: ["sound", "--run", s.run(), "--out", s.tmp/"out", s.tmp/"no.png"],
+    "sound: missing run": lambda s: ["sound", "--run", s.tmp/"no", "--out", s.tmp/"out", s.picture],
+    "sound: a run that only draws": lambda s: ["sound", "--run", s.run(), "--out", s.tmp/"out", s.picture],
+    "sound: text for a picture": lambda s: ["sound", "--run", s.run(), "--out", s.tmp/"out", put(s.tmp/"bad.png", b"text" * 99)],
     # export
     "export: nothing given": lambda s: ["export"],
     "export: missing run": lambda s: X(s, run=s.tmp/"no"),

@@ -160,6 +160,17 @@ def test_a_step_is_one_update_of_D_and_K_of_G(K, monkeypatch):
     assert {"G", "D"} <= losses.keys() and all(v.ndim == 0 and v.isfinite() for v in losses.values())
 
 
+def test_a_step_in_reduced_precision():
+    "Losses are computed in float32, and are close to those of full precision."
+    losses = []
+    for context in (nullcontext, lambda: torch.autocast("cpu", torch.bfloat16)):
+        p = players()
+        p.accelerator.autocast = context
+        losses.append(METHOD.step(p, random_batch(noise=numbers(TINY))))
+    assert all(v.dtype == torch.float32 and v.isfinite() for v in losses[1].values())
+    assert all(abs(losses[0][k] - losses[1][k]) < 0.05 * losses[0][k].abs() + 0.02 for k in losses[0])
+
+
 def test_a_step_draws_nothing_from_the_global_random_state():
     one, two = (players() for _ in range(2))
     batch = random_batch(noise=numbers(TINY))

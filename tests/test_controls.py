@@ -93,7 +93,7 @@ def test_the_label_decides_or_counts_for_nothing(known):
 def test_an_instrument_without_pairs_is_grey(known):
     dataset, train_idx, held, _ = known
     mel, viola = dataset.__getitems__(held)["mel"], torch.full((len(held),), 11)
-    drawn = [nearest(known, "label").draw(mel, viola), MeanPicture(MeanConfig(dataset.size), picture=mean_pictures(dataset, train_idx)).draw(mel, viola)]
+    drawn = [nearest(known, "label").draw(mel, viola), MeanPicture(MeanConfig(dataset.size), pictures=mean_pictures(dataset, train_idx)).draw(mel, viola)]
     for pictures in drawn: assert (to_uint8(pictures["fine"]) == 128).all()
     for quiet in (mel, torch.full_like(mel, -1), torch.full_like(mel, 1)): assert (nearest(known, "all").owner[nearest(known, "all").search(quiet)] < CLASSES).all()
 
@@ -104,7 +104,7 @@ def test_weights_as_labels():
 
 
 def test_everything_moves_to_a_device(known):
-    for model in (nearest(known, "label").to("meta"), MeanPicture(MeanConfig(), picture=torch.zeros(14, 3, 64, 64)).to("meta")):
+    for model in (nearest(known, "label").to("meta"), MeanPicture(MeanConfig(), pictures=torch.zeros(14, 3, 64, 64)).to("meta")):
         assert {b.device.type for b in model.buffers()} == {"meta"} and not list(model.parameters()) and not model.state_dict() and model.networks == {}
     mel = torch.zeros(2, 1, known[0].size, known[0].size, device="meta")
     assert nearest(known, "label").to("meta").draw(mel, torch.zeros(2, 13, device="meta"))["fine"].device.type == "meta"
@@ -125,7 +125,7 @@ def test_a_run_is_its_memory_and_one_checkpoint(runs, capsys):
     dataset = PairDataset(toy(), 32)
     train_idx, held = split_recordings(dataset.bundle)
     batch, memory = dataset.__getitems__(held), remember(dataset, train_idx, 16)
-    made = dict(mean=MeanPicture(MeanConfig(32), picture=mean_pictures(dataset, train_idx)), retrieval=NearestPair(RetrievalConfig(32), **memory),
+    made = dict(mean=MeanPicture(MeanConfig(32), pictures=mean_pictures(dataset, train_idx)), retrieval=NearestPair(RetrievalConfig(32), **memory),
                 all=NearestPair(RetrievalConfig(32, "all"), **memory))
     for name, run in runs.items():
         assert [p.name for p in checkpoint_folders(run)] == ["step_00000000"]
