@@ -1,5 +1,5 @@
 "What the benchmarks have in common: errors in one line, rows that are kept as JSON, and players whose parts were made from noise."
-import importlib.util, json, sys, tempfile
+import json, sys, tempfile
 from pathlib import Path
 
 from cargan.core import CarganError
@@ -25,12 +25,11 @@ def read_rows(path: Path) -> list:
 
 
 def learning() -> tuple:
-    "The names of the methods that have something to learn, as far as their notebooks are there."
+    "The names of the methods that have something to learn."
     import torch
     from cargan.cost import fake_players
     from cargan.methods import METHODS, find_method
-    there = [name for name, where in METHODS.items() if importlib.util.find_spec(where.split(":")[0])]
-    return tuple(name for name in there if fake_players(find_method(name).presets["lab"], torch.device("meta")).optimisers)
+    return tuple(name for name in METHODS if fake_players(find_method(name).presets["lab"], torch.device("meta")).optimisers)
 
 
 def random_players(cfg):

@@ -1,6 +1,6 @@
 """How close a training step comes to what the machine can do; `make bench` writes bench/results.json and prints it as a table.
 
-  python bench/step.py [--sizes 64 128 256] [--methods cargan s2ic cmcgan] [--seconds 4] [--out bench/results.json]
+  python bench/step.py [--sizes 64 128 256] [--methods cargan s2ic cmcgan] [--seconds 3] [--out bench/results.json]
 
 Every row is measured in a process of its own, on random pairs: what it reports as memory is that process's largest resident set, libraries included
 (`libraries_mb`: what importing them took). `reference` is the paper read plainly (bench/reference.py), `released` the authors' code in our words
@@ -48,7 +48,7 @@ class Bench:
     sizes: tuple[Literal[64, 128, 256], ...] = (64, 128, 256)  # pixels
     variants: tuple[Literal["sagan", "released"], ...] = ("sagan", "released")  # the paper's attention, the released code's
     methods: tuple[str, ...] = tuple(METHODS)  # two rows each, at 64 px; those that learn nothing have none
-    seconds: float = 4.  # for each row, after one step to warm up
+    seconds: float = 3.  # for each row, after one step to warm up
     out: Path = Path("bench/results.json")
 
 

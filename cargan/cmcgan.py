@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GOAL', 'PRESETS', 'VARIANTS', 'METHOD', 'CMCGANConfig', 'CMCGANLoss', 'widths', 'halvings', 'Encoder', 'Decoder',
            'JointDiscriminator', 'CMCGAN', 'read', 'write', 'first_hop', 'second_hop', 'discriminator_losses',
-           'generator_losses', 'CMCGANTrain', 'numbers', 'update_D', 'update_G', 'step', 'with_loss', 'check',
+           'generator_losses', 'CMCGANTrain', 'update_D', 'update_G', 'numbers', 'step', 'with_loss', 'check',
            'make_model', 'make_rivals']
 
 # %% ../nbs/31_cmcgan.ipynb #77de68da
@@ -63,6 +63,7 @@ def halvings(channels: int,  # of the input
     wide = widths(base, size)
     return nn.Sequential(*(down_block(i, o, norm=k > 0) for k, (i, o) in enumerate(zip([channels, *wide], wide))))
 
+# %% ../nbs/31_cmcgan.ipynb #7b52009c
 class Encoder(nn.Module):
     "EA or EV: a sound or a picture becomes a feature."
     def __init__(self, channels: int,  # of the input: 1 for a sound, 3 for a picture
@@ -113,7 +114,6 @@ class JointDiscriminator(nn.Module):
 class CMCGAN(nn.Module):
     "Two encoders and two decoders: pictures from sounds (`draw`), and sounds from pictures (`sound`)."
     label, stages, lms = "none", ("fine",), "db"  # no label, one picture, the sound as one channel of decibels
-
     def __init__(self, cfg: CMCGANConfig = CMCGANConfig()):
         super().__init__()
         self.cfg, self.size = cfg, cfg.size
@@ -129,12 +129,12 @@ class CMCGAN(nn.Module):
              label=None,  # nobody tells it an instrument
             ) -> dict:  # "fine": B x 3 x size x size, in [-1, 1]
         "A→V with z = 0."
-        return dict(fine=write(self.DV, [self.EA(mel)], mel.new_zeros(len(mel), 1, self.cfg.z))[0])
+        return dict(fine=self.DV(F.pad(self.EA(mel), (0, self.cfg.z))))
 
     def sound(self, image: torch.Tensor,  # B x 3 x size x size, in [-1, 1]
              ) -> torch.Tensor:  # B x 1 x size x size, in [-1, 1]: a log-mel picture
         "V→A with z = 0."
-        return write(self.DA, [self.EV(image)], image.new_zeros(len(image), 1, self.cfg.z))[0]
+        return self.DA(F.pad(self.EV(image), (0, self.cfg.z)))
 
 # %% ../nbs/31_cmcgan.ipynb #472b07b9
 def read(encoder: nn.Module,
@@ -216,10 +216,6 @@ class CMCGANTrain(TrainConfig):
     lr_d: float | None = 1e-4  # Adam's step size of the discriminator; none: the same
     beta1: float = 0.5  # Adam's first-moment decay
 
-def numbers(cfg: CMCGANTrain) -> int:
-    "How many random numbers a pair needs in one step."
-    return cfg.model.z * (4 + 8 * cfg.g_steps)
-
 def update_D(p: Players,
              batch: dict,  # mel, image, wrong_mel, wrong_image
              z: torch.Tensor,  # B x 4 x z
@@ -245,6 +241,10 @@ def update_G(p: Players,
         descend(p, losses["G"], "G")
     return losses
 
+def numbers(cfg: CMCGANTrain) -> int:
+    "How many random numbers a pair needs in one step."
+    return cfg.model.z * (4 + 8 * cfg.g_steps)
+
 def step(p: Players, batch: dict) -> dict:  # named losses
     "One batch: D once, then the others K times."
     z = batch["noise"].unflatten(1, (-1, p.cfg.model.z))
@@ -265,18 +265,20 @@ def with_loss(**changes):  # function of a configuration
 
 VARIANTS = {"no-wrong": with_loss(lambda_wrong=0.), "no-cycle": with_loss(lambda_cycle=0.)}
 
+# %% ../nbs/31_cmcgan.ipynb #e1822db5
 def check(cfg: CMCGANTrain):
     "Raises `CarganError` for values that no CMCGAN can have."
     for name, v in asdict(cfg.loss).items():
         if not 0 <= v < math.inf: raise CarganError(f"loss.{name}={v} is not possible; give a number from 0 on")
     if cfg.g_steps < 1: raise CarganError(f"g_steps={cfg.g_steps} is not possible; give 1 or more")
     if cfg.g_steps > 1 and cfg.accumulate > 1:
-        raise CarganError(f"accumulate={cfg.accumulate} does not go together with g_steps={cfg.g_steps}: K updates need the whole batch; set one of them to 1")
+        raise CarganError(f"accumulate={cfg.accumulate} does not go together with g_steps={cfg.g_steps}: "
+                          "K updates need the whole batch; set one of them to 1")
 
 # %% ../nbs/31_cmcgan.ipynb #e1822db4
 def make_model(cfg: CMCGANTrain, folder) -> CMCGAN: return CMCGAN(cfg.model)
 
 def make_rivals(cfg: CMCGANTrain) -> dict: return dict(D=JointDiscriminator(cfg.model))
 
-METHOD = Method(config=CMCGANTrain, presets=PRESETS, make_model=make_model, step=step, make_rivals=make_rivals, variants=VARIANTS, check=check,
-                wrong_pairs=True, noise=numbers)
+METHOD = Method(config=CMCGANTrain, presets=PRESETS, make_model=make_model, step=step, make_rivals=make_rivals, variants=VARIANTS,
+                check=check, wrong_pairs=True, noise=numbers)

@@ -244,21 +244,15 @@ def show_methods(runs: dict,  # name -> folder written by `train`; in the order 
 FD = "distances/features of EfficientNet-Lite0/{}, true label/FD-EffNet"
 MAIN_NUMBERS = {  # column -> where it is in metrics.json; the first that is there
     "label": ["label"],
-    "true label": ["accuracy_true_label"],
-    "predicted label": ["accuracy_predicted_label"],
-    "follows label": ["listening/shuffled audio/follows_label"],
-    "follows sound": ["listening/shuffled audio/follows_audio"],
+    "true label": ["accuracy_true_label"], "predicted label": ["accuracy_predicted_label"],
+    "follows label": ["listening/shuffled audio/follows_label"], "follows sound": ["listening/shuffled audio/follows_audio"],
     "hand R²": ["probes/own sound, pitch_cue/r2"],
-    "L1": ["l1_fine"],
-    "FD": [FD.format("stage II"), FD.format("drawn")],
-    "seconds": ["seconds_training", "cost/seconds"],
-    "n": ["n"],
+    "L1": ["l1_fine"], "FD": [FD.format("stage II"), FD.format("drawn")],
+    "seconds": ["seconds_training", "cost/seconds"], "n": ["n"],
 }
 
-def look_up(values: dict,
-            paths: list,  # "names/of/nested/dictionaries", in order of preference
-           ):  # the first entry that is there, or None
-    "A number out of nested dictionaries."
+def look_up(values: dict, paths: list):  # paths: "names/of/nested/dictionaries", in order of preference
+    "The first entry of nested dictionaries that is there, or None."
     for path in paths:
         found = values
         for name in path.split("/"): found = found.get(name) if isinstance(found, dict) else None

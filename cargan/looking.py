@@ -303,13 +303,13 @@ def load_network(path: str | Path,  # a file of `save_classifier`
                  model_class: type,  # what it must hold: `ImageClassifier` or `AudioClassifier`
                  config_class: type,  # the configuration of that class
                 ) -> nn.Module:  # frozen, in eval mode; `.report` holds its report
-    "What both kinds of classifier share; raises `CarganError` if the file does not fit."
+    "What all classifiers share; the caller's random state is left alone. Raises `CarganError` if the file does not fit."
     tensors, meta = load_weights(path)
     kind, report = meta.get("kind", "something else"), meta.get("report", {})
     wanted = model_class.__name__
     if kind != wanted: raise CarganError(f"weights file {path} holds {kind}, not {wanted}; give the right file")
     try:
-        model = model_class(config_class(**meta["config"]))
+        with torch.random.fork_rng(devices=[]): model = model_class(config_class(**meta["config"]))  # its first weights are not wanted
         model.load_state_dict(tensors)
     except (KeyError, TypeError, RuntimeError, AttributeError) as e:
         raise CarganError(f"weights file {path} does not fit this version's {wanted} ({type(e).__name__}); train it again") from None

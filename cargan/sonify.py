@@ -46,12 +46,10 @@ def listen(ear: nn.Module,  # audio classifier: B x n_mels x frames dB to 14 log
 # %% ../nbs/64_sonify.ipynb #7b52009b
 class ImageToSound:
     "A trained run that makes sounds of pictures."
-    def __init__(self,
-                 model: nn.Module,  # with `sound`
+    def __init__(self, model: nn.Module,  # with `sound`
                  ear: nn.Module,  # audio classifier
-                 lms: LMSConfig = LMSConfig(),
-                ):
-        if not hasattr(model, "sound"): raise CarganError("this model only draws pictures, it makes no sounds; give a run of a method that goes both ways")
+                 lms: LMSConfig = LMSConfig()):
+        if not hasattr(model, "sound"): raise CarganError("this model only draws and makes no sounds; give one that goes both ways")
         self.model, self.ear, self.lms = model.eval(), ear.eval(), lms
 
     @classmethod
@@ -60,7 +58,8 @@ class ImageToSound:
             ) -> "ImageToSound":
         "From the run's last checkpoint and its ear; raises `CarganError` if either is missing or damaged, or the run makes no sounds."
         model, _ = load_run(run, device)
-        if not hasattr(model, "sound"): raise CarganError(f"run {run} only draws pictures, it makes no sounds; give a run of a method that goes both ways")
+        if not hasattr(model, "sound"):
+            raise CarganError(f"run {run} only draws and makes no sounds; give a run of a method that goes both ways")
         return cls(model, load_audio_classifier(Path(run)/"audio_classifier.safetensors"))
 
     @torch.no_grad()
@@ -89,7 +88,8 @@ class SonifyConfig:
 def sonify(cfg: SonifyConfig) -> list[dict]:  # one entry per picture, as in sound.json
     "Sounds of picture files; raises `CarganError` before anything is written if an input is bad."
     if not cfg.picture: raise CarganError("no picture given; name at least one, such as musician.png")
-    if cfg.device != "cpu" and not torch.cuda.is_available(): raise CarganError(f"device {cfg.device!r} cannot be used here; give --device cpu")
+    if cfg.device != "cpu" and not torch.cuda.is_available():
+        raise CarganError(f"device {cfg.device!r} cannot be used here; give --device cpu")
     for picture in cfg.picture: existing_file(picture, "picture")
     entries = sonify_files(ImageToSound.load(cfg.run, cfg.device), cfg)
     for e in entries: print(f"{e['input']}: {e['label'] or 'no instrument heard'} ({e['probability']:.0%})")
@@ -107,6 +107,7 @@ def sonify_one(hear: ImageToSound,
     sf.write(path, s.wave, hear.lms.sample_rate, subtype="PCM_16")
     return dict(input=str(picture), file=path.name, label=s.label, probability=s.probability, heard=s.heard)
 
+# %% ../nbs/64_sonify.ipynb #1574bddc
 def sonify_files(hear: ImageToSound,
                  cfg: SonifyConfig,
                 ) -> list[dict]:  # one entry per picture

@@ -12,23 +12,25 @@ TRAINED = [name for name in METHODS if name not in CONTROLS]
 SMALL = dict(size=32, base=4, d_base=4)
 
 
-def toy_bundle(n: int = 52, size: int = 32, instruments: int = 13) -> Bundle:
-    "Random sounds and pictures, two recordings an instrument."
+def toy_bundle(n: int = 52, size: int = 32, instruments: int = 13, bands: bool = False) -> Bundle:
+    "Random pictures and sounds, two recordings an instrument; with `bands` each instrument sounds in nine bands of its own."
     rng, label = np.random.default_rng(0), np.arange(n) % instruments
-    return Bundle(image=rng.integers(0, 255, (n, size, size, 3), dtype=np.uint8), lms_db=rng.normal(-40, 15, (n, 128, 44)).astype(np.float16), label=label,
+    lms = rng.normal(-40, 15, (n, 128, 44))
+    if bands: lms = lms - 40 + 60 * (np.arange(128) // 9 == label[:, None])[:, :, None]
+    return Bundle(image=rng.integers(0, 255, (n, size, size, 3), dtype=np.uint8), lms_db=lms.astype(np.float16), label=label,
                   pair_id=np.array([f"{INSTRUMENTS[c]}{i // (2 * instruments):02d}_{500 * (i + 1)}" for i, c in enumerate(label)]))
 
 
-def shrunk(cfg, **model):
-    "The same configuration with small networks and one epoch for everything that is trained beforehand."
+def shrunk(cfg, epochs: int = 1, **model):
+    "The same configuration with small networks, and so many epochs for everything that is trained beforehand."
     wanted = SMALL | model
     small = replace(cfg.model, **{f.name: wanted[f.name] for f in fields(cfg.model) if f.name in wanted})
-    quick = {f.name: replace(v, epochs=1) for f in fields(cfg) if is_dataclass(v := getattr(cfg, f.name)) and hasattr(v, "epochs")}
+    quick = {f.name: replace(v, epochs=epochs) for f in fields(cfg) if is_dataclass(v := getattr(cfg, f.name)) and hasattr(v, "epochs")}
     return replace(cfg, model=small, device="cpu", **quick)
 
 
-def tiny(name: str, folder, **changes):
+def tiny(name: str, folder, part_epochs: int = 1, **changes):
     "A tiny run of a method on `folder/pairs.npz`."
-    cfg = shrunk(find_method(name).presets["lab"])
+    cfg = shrunk(find_method(name).presets["lab"], part_epochs)
     cfg = replace(cfg, data=folder/"pairs.npz", out=folder/"run", batch_size=8, epochs=999, max_steps=6, ema=0., log_every=2, sample_every=99, checkpoint_every=99)
     return replace(cfg, **changes)

@@ -16,7 +16,7 @@ from cargan.methods import find_method
 from cargan.training import make_accelerator, make_parts, make_players, open_pairs
 from methods import TRAINED, tiny, toy_bundle
 
-PAIRS, TOLERANCE = 8, 1e-10  # of the largest gradient of a network; measured 2e-15
+PAIRS, TOLERANCE = 8, 1e-7  # of the largest gradient of a network; measured 1e-15, and up to 3e-8 where C's logits are rounded to float32
 
 
 def pairs(name: str, cfg, twice: bool) -> dict:
@@ -40,7 +40,8 @@ def gradients(name: str, folder: Path, norm: str, twice: bool, average: bool) ->
         for m in net.modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm) and norm == "eval": m.eval()
     def note(side, names):
-        found = lambda opt, *_: [seen.setdefault(f"{n}.{k}", q.grad.clone()) for n in names for k, q in p.networks[n].named_parameters()]
+        def found(opt, *_):
+            for n in names: seen.update({f"{n}.{k}": q.grad.clone() for k, q in p.networks[n].named_parameters() if f"{n}.{k}" not in seen})
         p.optimisers[side].optimizer.register_step_pre_hook(found)
     note("G", list(p.model.networks)); note("D", list(p.rivals))
     if not average:
@@ -101,7 +102,7 @@ def test_two_processes_find_the_gradients_of_one(off, name):
 @pytest.mark.parametrize("name", TRAINED)
 def test_without_averaging_they_do_not(off, name):
     "The test above can fail: here each process keeps the gradients of its own half."
-    assert min(of(off, name, "mistake").values()) > 0.05
+    assert max(of(off, name, "mistake").values()) > 0.1
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -2,7 +2,7 @@
 
 `old_run/` was written by version 0.1.0, the last one that knew CAR-GAN alone: 26 pairs at 32 px, two training steps. Beside the run lie the pictures
 that the old code drew of the first three pairs, and the weights that it had after two more steps."""
-import os, shutil
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from cargan.data import PairDataset, open_data
 from cargan.evaluation import EvaluateConfig, evaluate
 from cargan.listening import ProbeConfig
 from cargan.looking import ClassifierConfig
+from cargan.methods import read_config
 from cargan.training import checkpoint_folders, load_run, train
 from conftest import ROOT
 
@@ -55,3 +56,12 @@ def test_it_is_scored(run):
     metrics = evaluate(EvaluateConfig(run, OLD/"pairs.npz", **quick))
     assert metrics["method"] == "cargan" and metrics["label"] == "wants" and metrics["steps"] == 2
     assert {"l1_coarse", "l1_fine", "accuracy_true_label", "accuracy_predicted_label", "listening", "stages"} <= metrics.keys()
+
+
+def test_a_run_begins_as_it_did_then(run):
+    "From the same C, with the same seed: first weights, order of the pairs and two steps are those of the old code, up to rounding."
+    old = load_weights(run/"checkpoints"/"step_00000002"/"weights.safetensors")[0]
+    shutil.rmtree(run/"checkpoints")
+    train(replace(read_config(run/"config.json"), data=OLD/"pairs.npz", out=run, max_steps=2))
+    new = load_weights(checkpoint_folders(run)[-1]/"weights.safetensors")[0]
+    assert max((new[k].float() - old[k].float()).abs().max().item() for k in old) < 1e-4
