@@ -12,8 +12,8 @@ TRAINED = [name for name in METHODS if name not in CONTROLS]
 SMALL = dict(size=32, base=4, d_base=4)
 
 
-def toy_bundle(n: int = 52, size: int = 32, instruments: int = 13, bands: bool = False) -> Bundle:
-    "Random pictures and sounds, two recordings an instrument; with `bands` each instrument sounds in nine bands of its own."
+def toy_bundle(n: int = 78, size: int = 32, instruments: int = 13, bands: bool = False) -> Bundle:
+    "Random pictures and sounds, three recordings an instrument; with `bands` each instrument sounds in nine bands of its own."
     rng, label = np.random.default_rng(0), np.arange(n) % instruments
     lms = rng.normal(-40, 15, (n, 128, 44))
     if bands: lms = lms - 40 + 60 * (np.arange(128) // 9 == label[:, None])[:, :, None]
