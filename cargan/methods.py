@@ -73,6 +73,7 @@ class Method:
 # %% ../nbs/27_methods.ipynb #17ba0791
 METHODS = {  # name -> module and name of the record
     "cargan": "cargan.cascade:METHOD",
+    "s2ic": "cargan.s2ic:METHOD",
     "cmcgan": "cargan.cmcgan:METHOD",
     "mean": "cargan.controls:MEAN",
     "retrieval": "cargan.controls:RETRIEVAL",
