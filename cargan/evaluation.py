@@ -458,7 +458,7 @@ def part_cost(case: Case) -> Part | None:  # None for a method that learns nothi
     if not steps: return None
     log, seen = read_log(case.cfg.run), steps * case.train_cfg.batch_size
     seconds = float(log["seconds"].iloc[-1]) if "seconds" in log else None  # older runs did not say
-    numbers = dict(steps=steps, pictures=seen, seconds=seconds, flops_per_picture=step_flops(case.train_cfg))
+    numbers = dict(steps=steps, pictures=seen, seconds=seconds, flops_per_picture=step_flops(case.train_cfg, Path(case.cfg.run)))
     numbers |= {f"parameters of {name}": sum(q.numel() for q in net.parameters()) for name, net in case.model.networks.items()}
     table = pd.DataFrame(dict(value=numbers)).astype(object)
     text = "FLOPs are those of one training step, forwards and backwards, all networks and losses, divided by the pictures of the step. Seconds are the training loop's, without the parts that were made beforehand."
