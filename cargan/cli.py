@@ -149,7 +149,7 @@ def variants_help(method, preset: str) -> str:
 TRAIN_HELP = """Train a method on a bundle (or a data folder), with everything that it needs beforehand.
 
 --method chooses what is trained, and with it the options below: they are those of {method}. --preset chooses the defaults of
-all options: 'lab' is 64 px and minutes on two cores, 'paper' what the method's authors used, for GPUs. --variant changes
+all options: 'lab' is 64 px and minutes on two cores, 'paper' the paper's scale as far as it is known, for GPUs. --variant changes
 some of them, as in the ablations. Short names are enough where they say enough: --size for --model.size. Started again on
 the same --out, a run goes on from its last checkpoint; a finished one says so.
 
@@ -162,8 +162,11 @@ the same --out, a run goes on from its last checkpoint; a finished one says so.
 def choose(argv: list) -> tuple:  # (name of the method, the method, name of the preset, name of the variant or None)
     "What is to be trained; raises `CarganError` for a name that there isn't."
     from cargan.core import CarganError
-    from cargan.methods import find_method
+    from cargan.methods import METHODS, find_method
     name = said(argv, "--method", "cargan")
+    if name not in METHODS:
+        whose = [m for m in METHODS if name in find_method(m).variants]
+        if whose: raise CarganError(f"{name} is a variant of {whose[0]}; give --method {whose[0]} --variant {name}")
     method, preset, variant = find_method(name), said(argv, "--preset", "lab"), said(argv, "--variant")
     def check(kind, word, known):
         if word is None or word in known: return
@@ -262,7 +265,8 @@ def describe_run(path: Path) -> dict:
     if seconds := seconds_so_far(path): facts["seconds"] = f"{seconds:.0f} in the training loop"
     facts["checkpoint"] = checkpoint_folders(path)[-1].name
     metrics = read_json(path/"metrics.json") if (path/"metrics.json").exists() else {}
-    return facts | {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in metrics.items() if isinstance(v, (int, float, str))}
+    scores = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in metrics.items() if isinstance(v, (int, float, str))}
+    return facts | {k: v for k, v in scores.items() if k not in facts}
 
 # %% ../nbs/62_cli.ipynb #af7eac02
 def describe_bundle(path: Path) -> dict:

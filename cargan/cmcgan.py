@@ -27,7 +27,7 @@ from .unet import check_input, down_block, halving_widths, init_weights, up_bloc
 @dataclass(frozen=True)
 class CMCGANConfig:
     "Two encoders, two decoders and a discriminator. The paper gives no sizes; these are ours."
-    size: int = 256  # pixels of a side, a power of two, at least 32
+    size: int = 64  # pixels of a side, a power of two, at least 32; the paper has 64
     base: int = 64  # channels of an encoder's first layer and of a decoder's last but one, at least 1
     d_base: int = 64  # channels of the discriminator's first layers, at least 1
     feature: int = 64  # numbers that an encoder makes of a picture or a sound
@@ -176,12 +176,13 @@ def discriminator_losses(D,  # (picture, sound) -> B logits
                         ) -> dict[str, torch.Tensor]:  # scalars; "D" is the sum to minimise
     "Every term of L_Dw and L_Df."
     v, a, AV, VA = batch["image"], batch["mel"], AV.detach(), VA.detach()  # detach: D must not train G
-    terms = dict(d_real=d_loss_real(D(v, a).float()),
-                 d_wrong_sound=d_loss_fake(D(v, batch["wrong_mel"]).float()),
-                 d_wrong_image=d_loss_fake(D(batch["wrong_image"], a).float()),
-                 d_fake_sound=d_loss_fake(D(v, VA).float()),
-                 d_fake_image=d_loss_fake(D(AV, a).float()))
-    wrong = terms["d_real"] + (terms["d_wrong_sound"] + terms["d_wrong_image"]) / 2
+    terms, wrong = dict(d_real=d_loss_real(D(v, a).float())), 0.
+    if cfg.lambda_wrong:
+        terms |= dict(d_wrong_sound=d_loss_fake(D(v, batch["wrong_mel"]).float()),
+                      d_wrong_image=d_loss_fake(D(batch["wrong_image"], a).float()))
+        wrong = terms["d_real"] + (terms["d_wrong_sound"] + terms["d_wrong_image"]) / 2
+    terms |= dict(d_fake_sound=d_loss_fake(D(v, VA).float()),
+                  d_fake_image=d_loss_fake(D(AV, a).float()))
     fake = terms["d_real"] + (terms["d_fake_sound"] + terms["d_fake_image"]) / 2
     return {**terms, "D": cfg.lambda_wrong * wrong + fake}
 
@@ -275,4 +276,4 @@ def make_model(cfg: CMCGANTrain, folder) -> CMCGAN: return CMCGAN(cfg.model)
 def make_rivals(cfg: CMCGANTrain) -> dict: return dict(D=JointDiscriminator(cfg.model))
 
 METHOD = Method(config=CMCGANTrain, presets=PRESETS, make_model=make_model, step=step, make_rivals=make_rivals, variants=VARIANTS,
-                check=check, wrong_pairs=True, noise=numbers)
+                check=check, wrong_pairs=lambda cfg: cfg.loss.lambda_wrong > 0, noise=numbers)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NO_LABEL', 'FAR', 'LAB', 'MEAN', 'RETRIEVAL', 'FD', 'MAIN_NUMBERS', 'Memory', 'step', 'asked_for', 'batches',
            'MeanConfig', 'mean_pictures', 'MeanPicture', 'RetrievalConfig', 'listen', 'remember', 'NearestPair',
-           'MeanTrain', 'RetrievalTrain', 'keep_means', 'keep_pairs', 'recall', 'make_mean', 'make_nearest', 'check',
-           'draw_with', 'show_methods', 'look_up', 'compare_runs']
+           'MeanTrain', 'RetrievalTrain', 'keep_means', 'keep_pairs', 'recall', 'make_mean', 'make_nearest',
+           'power_of_two', 'check', 'check_retrieval', 'draw_with', 'show_methods', 'look_up', 'compare_runs']
 
 # %% ../nbs/32_controls.ipynb #5d6cff35
 from dataclasses import dataclass, replace
@@ -195,12 +195,16 @@ def make_nearest(cfg: RetrievalTrain, folder: Path) -> NearestPair:
     return NearestPair(cfg.model, **tensors)
 
 # %% ../nbs/32_controls.ipynb #f5ad5e88
+def power_of_two(v: int) -> bool: return v > 0 and v & (v - 1) == 0
+
 def check(cfg: MeanTrain | RetrievalTrain):
     "Raises `CarganError` for values that no run can have."
-    power_of_two = lambda v: v > 0 and v & (v - 1) == 0
     if not power_of_two(cfg.model.size) or cfg.model.size < 32:
         raise CarganError(f"model.size={cfg.model.size} is not possible; give a power of two, at least 32 (64, 128 and 256 are usual)")
-    if cfg.method == "mean": return
+
+def check_retrieval(cfg: RetrievalTrain):
+    "Raises `CarganError` for values that no run of `retrieval` can have."
+    check(cfg)
     if not power_of_two(cfg.model.side) or cfg.model.side > cfg.model.size:
         raise CarganError(f"model.side={cfg.model.side} is not possible; give a power of two, at most the size, {cfg.model.size}")
     if cfg.model.among not in ("label", "all"): raise CarganError(f"model.among={cfg.model.among!r} is unknown; choose label or all")
@@ -211,7 +215,7 @@ LAB = dict(batch_size=1, audio=AudioClassifierConfig(epochs=20))  # the ear of C
 MEAN = Method(config=MeanTrain, step=step, make_model=make_mean, make_parts=keep_means, check=check,
               presets={"lab": MeanTrain(**LAB), "paper": MeanTrain(model=MeanConfig(256), batch_size=1)})
 
-RETRIEVAL = Method(config=RetrievalTrain, step=step, make_model=make_nearest, make_parts=keep_pairs, check=check,
+RETRIEVAL = Method(config=RetrievalTrain, step=step, make_model=make_nearest, make_parts=keep_pairs, check=check_retrieval,
                    presets={"lab": RetrievalTrain(**LAB), "paper": RetrievalTrain(model=RetrievalConfig(256), batch_size=1)},
                    variants={"all": lambda cfg: replace(cfg, model=replace(cfg.model, among="all"))})
 

@@ -122,7 +122,7 @@ def random_batch(cfg: TrainConfig,
     picture = lambda channels: torch.rand(n, channels, size, size) * 2 - 1
     pair = lambda first: dict(mel=picture(channels), image=picture(3), label=(torch.arange(n) + first) % len(INSTRUMENTS))
     batch = pair(0)
-    if method.wrong_pairs: batch |= {f"wrong_{k}": v for k, v in pair(1).items()}
+    if method.wrong_pairs(cfg): batch |= {f"wrong_{k}": v for k, v in pair(1).items()}
     if numbers := method.noise(cfg): batch["noise"] = torch.randn(n, numbers)
     return batch | {k: torch.zeros((n, *v.shape[1:]), dtype=torch.as_tensor(v[:1]).dtype) for k, v in extras.items()}
 

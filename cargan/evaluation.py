@@ -6,9 +6,9 @@
 __all__ = ['LABELS', 'PAGE', 'PARTS', 'EvaluateConfig', 'long_enough', 'kept', 'get_judge', 'Pictures', 'Case', 'open_case',
            'judges_for', 'draw_test_pictures', 'Part', 'as_numbers', 'summarise', 'part_accuracy', 'verdict',
            'part_listening', 'get_probe', 'part_probes', 'real_features', 'distance_table', 'part_distances',
-           'has_residue', 'part_stages', 'part_attention', 'part_loudness', 'part_training', 'part_paper', 'part_sound',
-           'part_cost', 'whole_counts', 'as_html', 'one_level', 'as_markdown', 'contact_sheet', 'part_pictures',
-           'part_conclusions', 'headline', 'evaluate', 'write_report', 'metrics_table']
+           'has_residue', 'part_stages', 'part_attention', 'part_loudness', 'part_training', 'part_paper', 'named',
+           'part_sound', 'part_cost', 'whole_counts', 'as_html', 'one_level', 'as_markdown', 'contact_sheet',
+           'part_pictures', 'part_conclusions', 'headline', 'evaluate', 'full_name', 'write_report', 'metrics_table']
 
 # %% ../nbs/42_evaluation.ipynb #77de68da
 import base64, copy, time, zlib
@@ -35,8 +35,8 @@ from .listening import (ProbeConfig, attention_layers, draw_pictures, follow, ju
 from .metrics import (EffNetExtractor, bootstrap, cached, distances, features, load_inception, macro_accuracy, memorised, nearest,
                             pixel_metrics, show_suspicious)
 from .cost import step_flops
-from .lms import input_to_lms
-from .methods import Pairs, TrainConfig, part_name
+from .lms import input_to_lms, input_to_wave, log_mel
+from .methods import Pairs, TrainConfig, part_name, variant_of
 from .training import checkpoint_folders, load_networks, load_run, one_per_instrument, read_log
 
 # %% ../nbs/42_evaluation.ipynb #c1dfd96e
@@ -437,19 +437,31 @@ def part_paper(case: Case) -> Part:
     return Part("paper", "The paper's protocol", text, as_numbers(table), {"accuracy, true label given": table})
 
 # %% ../nbs/42_evaluation.ipynb #4c0a1e02
+def named(case: Case,
+          rows: np.ndarray,  # n rows of the test pairs
+          lms_db: torch.Tensor,  # n x n_mels x frames, dB
+         ) -> dict:  # accuracy, low, high, nothing, n
+    "What the ear says of sounds that should be those of some test pairs."
+    label, p = predict_label(case.ear, lms_db)
+    share = follow(label.cpu().numpy(), case.truth[rows], case.recording[rows], case.truth[rows])
+    return dict(zip(("accuracy", "low", "high"), share), nothing=float((p.argmax(1) == p.shape[1] - 1).float().mean()), n=len(rows))
+
 @torch.no_grad()
 def part_sound(case: Case) -> Part | None:  # None for a method that makes no sounds
     "Which instrument is heard in the sounds that a model makes of real pictures."
     if not hasattr(case.model, "sound"): return None
-    rows, said = case.few(case.cfg.listen), []
-    for some in case.sets["real"][rows].split(case.cfg.batch_size):
-        mel = case.model.sound(some.to(case.cfg.device).float() / 127.5 - 1)
-        said.append(predict_label(case.ear, input_to_lms(mel.cpu()))[0].cpu().numpy())
-    named = {"made from the real picture": np.concatenate(said), "the real sound": case.heard[rows]}
-    score = lambda v: dict(zip(("accuracy", "low", "high"), follow(v, case.truth[rows], case.recording[rows], case.truth[rows])), n=len(rows))
-    table = pd.DataFrame({k: score(v) for k, v in named.items()}).T
-    text = ("The run's ear names the instrument in log-mel spectrograms that the model made of real test pictures. It has learned from real ones only; "
-            "chance is 0.077. Intervals: 95 %, bootstrap over recordings.")
+    rows, some = case.few(case.cfg.listen), case.few(min(65, case.cfg.listen))
+    def made(rows):  # spectrograms, dB
+        parts = case.sets["real"][rows].split(case.cfg.batch_size)
+        mels = torch.cat([case.model.sound(x.to(case.cfg.device).float() / 127.5 - 1).cpu() for x in parts])
+        return mels, input_to_lms(mels)
+    waves = torch.stack([log_mel(input_to_wave(mel)) for mel in made(some)[0]])
+    real = torch.as_tensor(np.asarray(case.dataset.bundle.lms_db[case.idx[rows]], np.float32))
+    heard = {"made from the real picture": (rows, made(rows)[1]), "the same as sound (Griffin-Lim)": (some, waves), "the real sound": (rows, real)}
+    table = pd.DataFrame({k: named(case, r, lms_db) for k, (r, lms_db) in heard.items()}).T
+    text = ("The run's ear listens to spectrograms that the model made of real test pictures, and to some of them as sound. It has learned from real ones only. 'accuracy' "
+            "is for the likeliest of the thirteen instruments (chance 0.077), whatever the chance that nobody plays; 'nothing' is the share in which it hears no instrument "
+            "at all. Intervals: 95 %, bootstrap over recordings.")
     return Part("sound_from_pictures", "The other way: sounds from pictures", text, as_numbers(table), {"instrument named by the ear": table})
 
 def part_cost(case: Case) -> Part | None:  # None for a method that learns nothing
@@ -545,7 +557,7 @@ def headline(case: Case) -> dict:  # the numbers at the top of metrics.json
     "Accuracies and L1, by the independent judge."
     l1 = {k: case.pixels(of).l1.to_numpy() for k, of in dict(coarse="true_coarse", fine="true", predicted="predicted").items() if of in case.sets}
     scores = summarise(case.truth, case.heard, {of: case.seen(of) for of in case.sets}, l1, case.rest)
-    return dict(method=case.train_cfg.method, label=case.model.label) | scores
+    return dict(method=case.train_cfg.method, variant=variant_of(case.train_cfg), label=case.model.label) | scores
 
 def evaluate(cfg: EvaluateConfig) -> dict:  # what it wrote to metrics.json
     "Score a run on held-out recordings, ask whether it listens, and write a report."
@@ -559,11 +571,17 @@ def evaluate(cfg: EvaluateConfig) -> dict:  # what it wrote to metrics.json
     trained_on, pairs = Path(cfg.run)/"data.json", dict(pairs=len(case.dataset), fingerprint=fingerprint(case.dataset.bundle))
     facts = dict(data=str(cfg.data), trained_on_these=trained_on.exists() and read_json(trained_on) == pairs, seed=case.train_cfg.seed,
                  recordings_known=not alone, steps=int(checkpoint_folders(cfg.run)[-1].name.removeprefix("step_")))
-    metrics |= facts | {p.key: p.numbers for p in parts if p.numbers} | dict(seconds=round(time.time() - began, 1))
+    sections = {p.key: p.numbers for p in parts if p.numbers}
+    facts["seconds_training"] = sections.get("cost", {}).get("seconds")
+    metrics |= facts | sections | dict(seconds=round(time.time() - began, 1))
     write_report(cfg, metrics, parts)
     return metrics
 
 # %% ../nbs/42_evaluation.ipynb #80e28a51
+def full_name(metrics: dict) -> str:  # such as "cargan, variant A"
+    "The method of a run, with its variant if it is one."
+    return metrics["method"] + (f", variant {metrics['variant']}" if metrics.get("variant") else "")
+
 def write_report(cfg: EvaluateConfig, metrics: dict, parts: list):
     "Pictures, per_instrument.csv, metrics.md, metrics.json and report.html, in the run."
     run, pictures = Path(cfg.run), {}
@@ -571,7 +589,7 @@ def write_report(cfg: EvaluateConfig, metrics: dict, parts: list):
         save_figure(fig, run/file)
         pictures[file] = base64.b64encode((run/file).read_bytes()).decode()
     title = f"Evaluation of {run.name}"
-    lead = (f"Method {metrics['method']}, {metrics['n']} held-out windows of {Path(metrics['data']).name} in which somebody plays; training seed {metrics['seed']}, {metrics['steps']} steps; written in {metrics['seconds']:.0f} s."
+    lead = (f"Method {full_name(metrics)}, {metrics['n']} held-out windows of {Path(metrics['data']).name} in which somebody plays; training seed {metrics['seed']}, {metrics['steps']} steps; written in {metrics['seconds']:.0f} s."
             + ("" if metrics["trained_on_these"] else " The run was not trained on these data: 'training' below means the training recordings of these.")
             + ("" if metrics["recordings_known"] else " Recordings cannot be told apart in these data: near-duplicates may stand on both sides of the split, which flatters, and intervals are over pairs."))
     top = {"recognised, true label given": "accuracy_true_label", "recognised, label predicted from the sound": "accuracy_predicted_label",
@@ -591,4 +609,4 @@ def metrics_table(metrics: dict) -> str:
     body = "\n".join(f"  {name:<46} {metrics[key]:.3f}" for name, key in rows if key in metrics)
     parts = "".join(f"\n  {p}: n = {metrics[p]['n']}, true label {metrics[p]['accuracy_true_label']:.3f}, predicted label "
                     f"{metrics[p]['accuracy_predicted_label']:.3f}" for p in ("rest", "all") if p in metrics)
-    return f"{metrics['method']}: {metrics['n']} held-out pairs in which somebody plays; accuracies macro-averaged over instruments\n{body}{parts}"
+    return f"{full_name(metrics)}: {metrics['n']} held-out pairs in which somebody plays; accuracies macro-averaged over instruments\n{body}{parts}"

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'TrainConfig', 'nothing', 'Method', 'find_method', 'plain', 'fits', 'config_from_dict', 'read_config',
-           'Pairs', 'part_name', 'usable', 'keep_part', 'link_or_copy', 'Players', 'descend', 'device_of', 'frozen']
+           'variant_of', 'Pairs', 'part_name', 'usable', 'keep_part', 'link_or_copy', 'Players', 'descend', 'device_of',
+           'frozen']
 
 # %% ../nbs/27_methods.ipynb #77de68da
 import hashlib, importlib, itertools, json, os, shutil
@@ -66,8 +67,9 @@ class Method:
     make_parts: Callable = nothing  # (config, pairs, keep): trains what must be there beforehand
     variants: dict = field(default_factory=dict)  # name -> function of a configuration
     check: Callable = nothing  # (config): raises `CarganError` for values that no run can have
+    check_data: Callable = nothing  # (config, pairs): raises `CarganError` for data that lack what the method needs
     extras: Callable = nothing  # (config, pairs, folder with the parts) -> name -> array with a row for each pair of the bundle
-    wrong_pairs: bool = False  # does each row of a batch come with a pair of another instrument?
+    wrong_pairs: Callable = lambda config: False  # (config) -> does each row of a batch come with a pair of another instrument?
     noise: Callable = lambda config: 0  # (config) -> how many numbers N(0, 1) each row of a batch brings along
 
 # %% ../nbs/27_methods.ipynb #17ba0791
@@ -81,7 +83,7 @@ METHODS = {  # name -> module and name of the record
 
 def find_method(name: str) -> Method:
     "The method of that name; raises `CarganError` if there is none."
-    if name not in METHODS: raise CarganError(f"method {name!r} is unknown; choose one of {', '.join(METHODS)}")
+    if not isinstance(name, str) or name not in METHODS: raise CarganError(f"method {name!r} is unknown; choose one of {', '.join(METHODS)}")
     module, record = METHODS[name].split(":")
     return getattr(importlib.import_module(module), record)
 
@@ -118,6 +120,14 @@ def read_config(path: str | Path) -> TrainConfig:  # of the class that the run's
     values = read_json(path, "configuration")
     return config_from_dict(find_method(values.pop("method", "cargan")).config, values)
 
+# %% ../nbs/27_methods.ipynb #1574bdda
+def variant_of(cfg: TrainConfig) -> str | None:  # such as "A"; none for the method as it is
+    "Which named variant a configuration is: one that would change a preset, and has nothing left to change here."
+    method = find_method(cfg.method)
+    for name, change in method.variants.items():
+        if change(cfg) == cfg and any(change(start) != start for start in method.presets.values()): return name
+    return None
+
 # %% ../nbs/27_methods.ipynb #91032ad7
 @dataclass
 class Pairs:
@@ -132,7 +142,8 @@ def part_name(pairs: Pairs,
               settings: dict,  # everything else that decides what it becomes
              ) -> str:  # such as "classifier-1f0c2b9a7d3e"
     "A name for a part in a shared folder: other data or settings give another name."
-    rows = hashlib.sha256(np.ascontiguousarray(pairs.train_idx, np.int64)).hexdigest()
+    known = (pairs.train_idx, pairs.bundle.recording, pairs.bundle.factors.get("rest", ()))  # who plays when, and when nobody does
+    rows = [hashlib.sha256(repr(np.asarray(v).tolist()).encode()).hexdigest() for v in known]
     text = json.dumps([name_of(pairs.bundle), rows, settings], sort_keys=True, default=str)
     return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 

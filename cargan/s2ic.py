@@ -214,9 +214,9 @@ def generator_losses(D,  # (picture, phi) -> B logits; not asked by 'mse'
                      cfg: S2ICLoss = S2ICLoss(),
                     ) -> dict[str, torch.Tensor]:  # scalars; "G" is the one to minimise
     "−log S_f, or the mean squared error; the mean absolute error is only watched."
-    drawn, image = drawn.float(), batch["image"].float()
-    loss = dict(mse=F.mse_loss(drawn, image)) if cfg.objective == "mse" else dict(gan=g_loss_fake(D(drawn, phi).float()))
-    return {**loss, "l1_fine": F.l1_loss(drawn.detach(), image), "G": sum(loss.values())}
+    image = batch["image"].float()
+    loss = dict(mse=F.mse_loss(drawn.float(), image)) if cfg.objective == "mse" else dict(gan=g_loss_fake(D(drawn, phi).float()))
+    return {**loss, "l1_fine": F.l1_loss(drawn.detach().float(), image), "G": sum(loss.values())}
 
 # %% ../nbs/30_s2ic.ipynb #8517475f
 @dataclass(frozen=True)
@@ -293,4 +293,5 @@ def make_model(cfg: S2ICTrain, folder: Path) -> S2IC:
     return S2IC(cfg.model, load_encoder(Path(folder)/"sound_encoder.safetensors"))
 
 METHOD = Method(config=S2ICTrain, presets=PRESETS, make_model=make_model, step=step, make_rivals=make_rivals, make_parts=make_parts,
-                variants=VARIANTS, check=check, wrong_pairs=True, noise=lambda cfg: cfg.model.z)
+                variants=VARIANTS, check=check, wrong_pairs=lambda cfg: cfg.loss.objective == "gan" and cfg.loss.wrong > 0,
+                noise=lambda cfg: cfg.model.z)

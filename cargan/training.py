@@ -48,7 +48,9 @@ def check_config(cfg: TrainConfig):
     for name in ("lr", "lr_d"):
         if (v := getattr(cfg, name)) is not None and not (math.isfinite(v) and v > 0): refuse(name, "give a number above 0, such as 8e-4")
     if cfg.workers < 0: refuse("workers", "give 0 or a number of processes")
-    if not 0 <= cfg.seed < 2**31: refuse("seed", "give a whole number from 0 to 2147483647")
+    seeds = {"seed": cfg.seed} | {f"{k}.seed": v["seed"] for k, v in asdict(cfg).items() if isinstance(v, dict) and "seed" in v}
+    for name, v in seeds.items():
+        if not 0 <= v < 2**31: raise CarganError(f"{name}={v} is not possible; give a whole number from 0 to 2147483647")
     for name in ("beta1", "beta2", "ema"):
         if not 0 <= getattr(cfg, name) < 1: refuse(name, "give a number from 0 to below 1")
     if cfg.audio.n_classes != len(INSTRUMENTS):
@@ -240,7 +242,7 @@ def make_parts(cfg: TrainConfig, method: Method, pairs: Pairs):
 
 def epoch_pairs(cfg: TrainConfig, method: Method, dataset: PairDataset, idx: np.ndarray, extras: dict, epoch: int) -> EpochPairs:
     "The data set as one epoch sees it."
-    wrong = mismatch(dataset.bundle.label, idx, cfg.seed, epoch) if method.wrong_pairs else None
+    wrong = mismatch(dataset.bundle.label, idx, cfg.seed, epoch) if method.wrong_pairs(cfg) else None
     return EpochPairs(dataset, wrong, method.noise(cfg), extras, cfg.seed, epoch)
 
 def batches(cfg: TrainConfig, method: Method, dataset: PairDataset, idx: np.ndarray, extras: dict, accelerator: Accelerator, step: int):
@@ -275,6 +277,8 @@ def train(cfg: TrainConfig) -> Path:  # the run's folder
     if len(idx) < cfg.batch_size:
         raise CarganError(f"{cfg.data} has {len(idx)} training pairs, fewer than one batch of {cfg.batch_size}; lower --batch-size")
     epoch_pairs(cfg, method, dataset, idx, {}, 0)  # refuses data that have no wrong pairs
+    method.check_data(cfg, pairs)
+    if cfg.parts: writable_folder(cfg.parts)
     with accelerator.main_process_first():
         if accelerator.is_main_process: open_run(cfg, pairs.bundle); make_parts(cfg, method, pairs)
     p = make_players(cfg, lambda: method.make_model(cfg, out), accelerator)

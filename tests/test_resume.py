@@ -12,6 +12,7 @@ from cargan.bundle import save_bundle
 from cargan.cascade import released
 from cargan.core import CarganError
 from cargan.training import checkpoint_folders, load_run, train
+from cargan.methods import METHODS
 from methods import TRAINED, tiny, toy_bundle
 
 KILLS = {"cargan": 20}  # as often as this; the other methods go through the same loop, and are killed three times
@@ -47,7 +48,7 @@ def wait_for(path, process, seconds=120):
 @pytest.fixture(scope="module")
 def processes():
     ctx = mp.get_context("forkserver")
-    ctx.set_forkserver_preload(["cargan.training", "cargan.cascade", "cargan.s2ic", "cargan.cmcgan"])  # import torch once, not in each of the lives
+    ctx.set_forkserver_preload(["cargan.training", *{place.split(":")[0] for place in METHODS.values()}])  # import torch once, not in each of the lives
     return ctx
 
 
