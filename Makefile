@@ -1,7 +1,7 @@
 # make quickstart   the whole pipeline: sounds and pictures, training, evaluation, a film of a melody (about ten minutes on two cores)
 # make test         every notebook and every test (about a quarter of an hour on two cores)
 # make lab          JupyterLab on the notebooks
-# make bench        how close a training step comes to what this machine can do: writes bench/results.json (about twelve minutes on two cores)
+# make bench        how close a training step comes to what this machine can do: writes bench/results.json (about a quarter of an hour on two cores)
 # make notebooks    run every notebook again, in place, and write the package and README from them
 # Each creates .venv and installs into it when needed. PYTHON=python3.12 chooses another Python (3.10 or newer).
 
