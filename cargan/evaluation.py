@@ -180,6 +180,7 @@ def open_case(cfg: EvaluateConfig) -> Case:
     draw_test_pictures(case)
     return case
 
+# %% ../nbs/42_evaluation.ipynb #ae9d9cb5
 def judges_for(case: Case) -> dict:  # name -> network
     "The independent judge, the paper's, and the classifier in the model's own loss if it has one."
     cfg, both = case.cfg, np.sort(np.concatenate([case.train_idx, case.idx]))
@@ -464,6 +465,7 @@ def part_sound(case: Case) -> Part | None:  # None for a method that makes no so
             "at all. Intervals: 95 %, bootstrap over recordings.")
     return Part("sound_from_pictures", "The other way: sounds from pictures", text, as_numbers(table), {"instrument named by the ear": table})
 
+# %% ../nbs/42_evaluation.ipynb #d7597dda
 def part_cost(case: Case) -> Part | None:  # None for a method that learns nothing
     "What the training cost."
     steps = int(checkpoint_folders(case.cfg.run)[-1].name.removeprefix("step_"))
@@ -601,6 +603,7 @@ def write_report(cfg: EvaluateConfig, metrics: dict, parts: list):
         with atomic_path(run/name) as tmp: tmp.write_text(text, encoding="utf-8")
     write_json(run/"metrics.json", metrics)
 
+# %% ../nbs/42_evaluation.ipynb #f7ac9089
 def metrics_table(metrics: dict) -> str:
     "A short table for the end of a run."
     rows = [("pictures drawn with the true label, recognised", "accuracy_true_label"), ("… with the label predicted from the sound", "accuracy_predicted_label"),

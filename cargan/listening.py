@@ -46,6 +46,7 @@ def sounds(dataset: PairDataset,
         mel[quiet] = lms_to_jet(lms, dataset.size) if dataset.lms == "jet" else lms_to_input(lms, dataset.size, dataset.lms_cfg)
     return mel
 
+# %% ../nbs/41_listening.ipynb #09c32ba5
 @torch.no_grad()
 def draw_pictures(model: nn.Module,  # of any method, in evaluation mode
                   dataset: PairDataset,
@@ -195,6 +196,7 @@ def save_probe(path: str | Path,  # `.safetensors` file
     shape = probe.net[-1].unflattened_size
     save_weights(path, probe.state_dict(), kind="Probe", config=asdict(probe.cfg), n_classes=shape[0], n_factors=shape[1])
 
+# %% ../nbs/41_listening.ipynb #5e0fbe59
 def load_probe(path: str | Path) -> Probe:  # frozen
     "Read a probe; raises `CarganError` if the file is missing, damaged or holds something else."
     tensors, meta = load_weights(path)

@@ -152,6 +152,7 @@ def usable(path: Path) -> bool:
     try: return path.exists() and bool(load_weights(path))
     except CarganError: return False
 
+# %% ../nbs/27_methods.ipynb #e379427b
 def keep_part(run: Path,  # folder of the run
               shared: Path | None,  # folder of parts for several runs, if any
               pairs: Pairs,
@@ -200,6 +201,7 @@ def descend(p: Players,
     p.optimisers[side].step()
     p.optimisers[side].zero_grad()
 
+# %% ../nbs/27_methods.ipynb #d68a259f
 def device_of(net: nn.Module) -> torch.device:
     "Where a network computes; one without any tensors is on the CPU."
     tensors = itertools.chain(net.parameters(), net.buffers())

@@ -268,6 +268,7 @@ def open_pairs(cfg: TrainConfig, device) -> Pairs:
     bundle = check_usual_recipe(open_data(cfg.data, cfg.model.size), cfg.data)
     return Pairs(bundle, *split_recordings(bundle, seed=cfg.seed), device)
 
+# %% ../nbs/29_training.ipynb #9c545cd0
 def train(cfg: TrainConfig) -> Path:  # the run's folder
     "Train any method, or go on with a run that was interrupted."
     check_config(cfg)
@@ -295,6 +296,7 @@ def train(cfg: TrainConfig) -> Path:  # the run's folder
     accelerator.end_training()
     return out
 
+# %% ../nbs/29_training.ipynb #918c56cc
 def last_step(cfg: TrainConfig,
               n: int,  # training pairs
              ) -> int:
@@ -331,6 +333,7 @@ def fit(p: Players,
     if not last: save_checkpoint(p, 0)  # a method that has nothing to learn
     if main: bar.close(); board.close()
 
+# %% ../nbs/29_training.ipynb #d9a00ebf
 def exploded(p: Players, losses: dict) -> bool:
     "Is a total not finite? Only asked where asking costs nothing: a GPU would have to stop for it."
     return p.accelerator.device.type == "cpu" and not all(math.isfinite(v.item()) for k, v in losses.items() if k in ("G", "D"))
