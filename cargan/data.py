@@ -106,7 +106,8 @@ def mismatch(label: np.ndarray,  # N labels, of all pairs
     label, idx = np.asarray(label), np.asarray(idx)
     order = idx[np.argsort(label[idx], kind="stable")]  # instrument by instrument
     first, after = (np.searchsorted(label[order], label[idx], side) for side in ("left", "right"))
-    if len(order) and first.max() == 0: raise CarganError("all training pairs are of one instrument, and wrong pairs need two; give data with more")
+    if len(order) and first.max() == 0:
+        raise CarganError("all training pairs are of one instrument, and wrong pairs need two; give data with more")
     pick = (np.random.default_rng([seed, epoch, 1]).random(len(idx)) * (len(idx) - (after - first))).astype(int)
     partner = np.full(len(label), -1)
     partner[idx] = order[np.where(pick < first, pick, pick + after - first)]  # its own instrument is stepped over

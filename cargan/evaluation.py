@@ -326,7 +326,8 @@ def distance_table(case: Case, extractor, name: str) -> tuple[pd.DataFrame, dict
     if len(rows) > case.cfg.pictures: rows = np.sort(rng.choice(rows, case.cfg.pictures, replace=False))
     known = np.sort(rng.choice(case.train_idx, min(len(rows), len(case.train_idx)), replace=False))
     real, train = (real_features(case, extractor, name, i) for i in (case.idx[rows], known))
-    sets = {f"{stage}, true label": features(extractor, case.sets["true" + suffix][rows], stage) for suffix, stage in case.stage_names.items()}
+    drawn = {f"{stage}, true label": case.sets["true" + suffix] for suffix, stage in case.stage_names.items()}
+    sets = {name: features(extractor, img[rows], name) for name, img in drawn.items()}
     last, differ = case.stage_names[""], np.flatnonzero(case.heard[rows] != case.truth[rows])
     heard = {k: v.clone() for k, v in sets[f"{last}, true label"].items()}
     if len(differ):
@@ -458,12 +459,15 @@ def part_sound(case: Case) -> Part | None:  # None for a method that makes no so
         return mels, input_to_lms(mels)
     waves = torch.stack([log_mel(input_to_wave(mel)) for mel in made(some)[0]])
     real = torch.as_tensor(np.asarray(case.dataset.bundle.lms_db[case.idx[rows]], np.float32))
-    heard = {"made from the real picture": (rows, made(rows)[1]), "the same as sound (Griffin-Lim)": (some, waves), "the real sound": (rows, real)}
+    heard = {"made from the real picture": (rows, made(rows)[1]), "the same as sound (Griffin-Lim)": (some, waves),
+             "the real sound": (rows, real)}
     table = pd.DataFrame({k: named(case, r, lms_db) for k, (r, lms_db) in heard.items()}).T
-    text = ("The run's ear listens to spectrograms that the model made of real test pictures, and to some of them as sound. It has learned from real ones only. 'accuracy' "
-            "is for the likeliest of the thirteen instruments (chance 0.077), whatever the chance that nobody plays; 'nothing' is the share in which it hears no instrument "
-            "at all. Intervals: 95 %, bootstrap over recordings.")
-    return Part("sound_from_pictures", "The other way: sounds from pictures", text, as_numbers(table), {"instrument named by the ear": table})
+    text = ("The run's ear listens to spectrograms that the model made of real test pictures, and to some of them as sound. "
+            "It has learned from real ones only. 'accuracy' is for the likeliest of the thirteen instruments (chance 0.077), "
+            "whatever the chance that nobody plays; 'nothing' is the share in which it hears no instrument at all. "
+            "Intervals: 95 %, bootstrap over recordings.")
+    tables = {"instrument named by the ear": table}
+    return Part("sound_from_pictures", "The other way: sounds from pictures", text, as_numbers(table), tables)
 
 # %% ../nbs/42_evaluation.ipynb #d7597dda
 def part_cost(case: Case) -> Part | None:  # None for a method that learns nothing

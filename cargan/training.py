@@ -11,7 +11,7 @@ __all__ = ['FREE', 'check_config', 'tune', 'make_accelerator', 'warmed_up', 'lay
 
 # %% ../nbs/29_training.ipynb #77de68da
 import copy, ctypes, json, math, shutil, sys, time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path

@@ -10,11 +10,11 @@ import torch
 from cargan.bundle import save_bundle
 from cargan.cli import main
 from cargan.core import CarganError, read_json
-from cargan.data import EpochPairs, PairDataset, mismatch
+from cargan.data import EpochPairs, PairDataset, mismatch, split_recordings
 from cargan.evaluation import EvaluateConfig, evaluate
 from cargan.listening import ProbeConfig
 from cargan.looking import ClassifierConfig
-from cargan.methods import METHODS, find_method
+from cargan.methods import METHODS, Pairs, find_method
 from cargan.training import load_run, make_accelerator, make_parts, make_players, open_pairs, train
 from methods import CONTROLS, TRAINED, shrunk, tiny, toy_bundle
 
@@ -198,3 +198,21 @@ def test_controls_learn_nothing_and_are_finished_at_once(name, work, capsys):
     assert [f.name for f in (run/"checkpoints").iterdir()] == ["step_00000000"]
     train(cfg)
     assert "is finished: 0 steps" in capsys.readouterr().out
+
+
+def test_labels_are_heard_out_of_fold(monkeypatch):
+    "`predicted-label`: no ear names a recording that it has learned from; each training pair is named once, and no held-out pair."
+    from cargan import cascade
+    bundle = toy_bundle(bands=True)
+    train_idx, valid_idx = split_recordings(bundle)
+    named = []
+    def listen(cfg, bundle, known, strange, **kwargs):
+        assert not set(bundle.recording[known]) & set(bundle.recording[strange])
+        assert set(known) | set(strange) == set(train_idx)
+        named.extend(strange)
+        return object(), {}
+    monkeypatch.setattr(cascade, "train_audio_classifier", listen)
+    monkeypatch.setattr(cascade, "predict_label", lambda ear, lms_db: (torch.full((len(lms_db),), 12), None))
+    heard = cascade.hear_out_of_fold(None, Pairs(bundle, train_idx, valid_idx))
+    assert sorted(named) == sorted(train_idx)
+    assert (heard[train_idx] == 12).all() and (heard[valid_idx] == bundle.label[valid_idx]).all()
