@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
+EXTRA = "_requirements"  # `train_requirements` is what the extra `train` brings
 
 setup(
     name=cfg["lib_name"],
@@ -23,7 +24,8 @@ setup(
     packages=find_packages(include=["cargan", "cargan.*"]),
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={key.removesuffix(EXTRA): cfg[key].split() for key in cfg if key.endswith(EXTRA)},
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
+    package_data={"cargan": ["weights/*"]},
     include_package_data=True,
 )

@@ -1,23 +1,30 @@
-"""How well a trained audio classifier names the instruments of real recordings.
+"""How well an ear hears real recordings: the instrument, its family, the note, and whether its probabilities can be believed.
 
-    python bench/real_notes.py FOLDER AUDIO_CLASSIFIER.safetensors [--out REPORT_FOLDER]
+    python bench/real_notes.py FOLDER [--ear shipped|RUN|FILE] [--out REPORT_FOLDER]
 
-FOLDER holds `index.csv` with the columns `file` (relative to FOLDER) and `instrument`. A recording is cut into half-second
-windows; its label is the one with the largest mean log-probability over its windows, among the 13 instruments.
-Nothing is trained here."""
-import argparse
+FOLDER holds `index.csv` with the columns `file` (relative to FOLDER) and `instrument`; a column `note` (such as A4) is compared with what is
+heard, a column `source` splits the table. Each recording is heard as `cargan hear` does: its windows vote. Nothing is trained here."""
 import csv
-import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
+import pandas as pd
+import tyro
 
-from cargan.hearing import load_audio_classifier
-from cargan.looking import accuracy_report
 from cargan.core import INSTRUMENTS, CarganError, existing_file, write_json
-from cargan.lms import cut_windows, load_audio, log_mel
+from cargan.heard import FAMILIES, hear_file
+from cargan.hearing import find_ear, load_audio_classifier
+
+STEPS = dict(C=0, D=2, E=4, F=5, G=7, A=9, B=11)
+
+
+@dataclass(frozen=True)
+class Config:
+    folder: tyro.conf.Positional[Path]
+    ear: str = "shipped"
+    out: Path | None = None
 
 
 def read_index(folder: Path) -> list:
@@ -29,59 +36,57 @@ def read_index(folder: Path) -> list:
     return rows
 
 
-@torch.no_grad()
-def listen(model, path: Path) -> np.ndarray:
-    "windows x 14 log-probabilities; the 14th is 'nothing'."
-    return model(log_mel(cut_windows(load_audio(path)))).log_softmax(1).numpy()
+def key_of(name: str) -> int | None:
+    "The MIDI key of a name such as A4, Cs4, C#4 or Bb3; None if it is no such name."
+    letter, sharp, octave = name[:1].upper(), name[1:-1].replace("s", "#"), name[-1:]
+    if letter not in STEPS or sharp not in ("", "#", "b") or not octave.isdigit(): return None
+    return 12 * (int(octave) + 1) + STEPS[letter] + (sharp == "#") - (sharp == "b")
 
 
-def measure(folder: Path, model) -> dict:
-    "Accuracy per window and per recording, confusion of the recordings, a table per instrument and per source."
-    rows, n = read_index(folder), len(INSTRUMENTS)
-    windows, recordings, silent, sources = np.zeros((n, n), int), np.zeros((n, n), int), 0, {}
-    for row in rows:
-        truth, logp = INSTRUMENTS.index(row["instrument"]), listen(model, folder/row["file"])
-        np.add.at(windows[truth], logp[:, :n].argmax(1), 1)
-        guess = int(logp[:, :n].mean(0).argmax())
-        recordings[truth, guess] += 1
-        silent += int(logp.argmax(1).tolist().count(n))
-        hits = sources.setdefault(row.get("source") or "all", [0, 0])
-        hits[0] += guess == truth; hits[1] += 1
-    w, r = accuracy_report(windows), accuracy_report(recordings)
-    table = {name: dict(recordings=int(recordings[i].sum()), accuracy=r["per_class"][name], accuracy_per_window=w["per_class"][name])
-             for i, name in enumerate(INSTRUMENTS)}
-    return dict(accuracy_per_recording=r["accuracy"], n_recordings=r["n"], accuracy_per_window=w["accuracy"], n_windows=w["n"],
-                windows_called_nothing=silent, per_instrument=table, confusion=r["confusion"],
-                per_source={k: dict(accuracy=a / b, n=b) for k, (a, b) in sources.items()})
+def calibration(p: np.ndarray, right: np.ndarray, bins: int = 10) -> tuple:  # (expected calibration error, a row for each bin)
+    "Confidence against accuracy."
+    at = np.minimum((p * bins).astype(int), bins - 1)
+    rows = [dict(confidence=float(p[at == b].mean()), accuracy=float(right[at == b].mean()), n=int((at == b).sum())) for b in np.unique(at)]
+    return sum(abs(r["confidence"] - r["accuracy"]) * r["n"] for r in rows) / len(p), rows
 
 
-def write_csv(path: Path, confusion):
-    with open(path, "w", newline="", encoding="utf-8") as f:
-        csv.writer(f).writerows([["truth \\ named", *INSTRUMENTS], *[[name, *row] for name, row in zip(INSTRUMENTS, confusion)]])
+def measure(folder: Path, ear) -> dict:
+    "Every figure, and a table with one row a recording."
+    family, rows = {name: f for f, names in FAMILIES.items() for name in names}, []
+    for row in read_index(folder):
+        found = hear_file(ear, folder/row["file"])
+        p = found.instrument[:13] / found.instrument[:13].sum()
+        guess, key, name = INSTRUMENTS[int(p.argmax())], key_of(row.get("note") or ""), found.whole.note
+        rows.append(dict(file=row["file"], source=row.get("source") or "all", truth=row["instrument"], guess=guess, probability=float(p.max()),
+                         heard=found.whole.heard, sure=found.whole.sure, right=guess == row["instrument"], family=family[guess] == family[row["instrument"]],
+                         key=key, away=None if key is None or name is None else key_of(name) - key,
+                         windows=len(found.windows), windows_right=sum(h.label == row["instrument"] for h in found.windows)))
+    t = pd.DataFrame(rows)
+    ece, bins = calibration(t.probability.to_numpy(), t.right.to_numpy())
+    away = t.away.dropna().to_numpy()
+    octave = (away != 0) & (away % 12 == 0)
+    notes = dict(n=len(away), within_a_semitone=float((abs(away) <= 1).mean()), exact=float((away == 0).mean()), octave_errors=float(octave.mean())) if len(away) else None
+    counts = pd.crosstab(t.truth, t.guess).reindex(index=INSTRUMENTS, columns=INSTRUMENTS, fill_value=0)
+    return dict(accuracy=float(t.right.mean()), family=float(t.family.mean()), n=len(t), accuracy_per_window=float(t.windows_right.sum() / t.windows.sum()),
+                called_nothing=int((~t.heard).sum()), ece=float(ece), reliability=bins, sure=float(t.sure.mean()),
+                accuracy_when_sure=float(t.right[t.sure].mean()) if t.sure.any() else None, note=notes,
+                per_instrument={k: dict(n=int(len(g)), accuracy=float(g.right.mean())) for k, g in t.groupby("truth")},
+                per_source={k: dict(n=int(len(g)), accuracy=float(g.right.mean()), family=float(g.family.mean())) for k, g in t.groupby("source")},
+                confusion=counts.to_numpy().tolist()), t, counts
 
 
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="recordings and index.csv")
-    parser.add_argument("classifier", type=Path, help="audio_classifier.safetensors of a run")
-    parser.add_argument("--out", type=Path, help="also write report.json and confusion.csv into this folder")
-    args = parser.parse_args(argv)
-    try: report = measure(args.folder, load_audio_classifier(args.classifier))
+def main(cfg: Config) -> dict:
+    report, table, counts = measure(cfg.folder, load_audio_classifier(find_ear(cfg.ear)))
+    print({k: v for k, v in report.items() if k not in ("reliability", "per_instrument", "confusion")})
+    print(counts.rename(columns=lambda name: name[:6]).to_string())
+    if cfg.out is not None:
+        write_json(cfg.out/"report.json", report)
+        table.to_csv(cfg.out/"recordings.csv", index=False)
+    return report
+
+
+if __name__ == "__main__":
+    try: main(tyro.cli(Config, description=__doc__))
     except CarganError as e:
         print(e, file=sys.stderr)
-        return 2
-    print(f"per recording {report['accuracy_per_recording']:.3f} (n = {report['n_recordings']}), "
-          f"per window {report['accuracy_per_window']:.3f} (n = {report['n_windows']}), chance {1 / len(INSTRUMENTS):.3f}; "
-          f"{report['windows_called_nothing']} windows called 'nothing'")
-    print(json.dumps(report["per_source"]))
-    print(f"\n{'truth':12}{'n':>4}{'acc.':>6}  " + "".join(f"{name[:6]:>7}" for name in INSTRUMENTS))
-    for name, row in zip(INSTRUMENTS, report["confusion"]):
-        t = report["per_instrument"][name]
-        print(f"{name:12}{t['recordings']:4}{t['accuracy'] if t['accuracy'] is not None else float('nan'):6.2f}  " + "".join(f"{v:7}" for v in row))
-    if args.out:
-        write_json(args.out/"report.json", report)
-        write_csv(args.out/"confusion.csv", report["confusion"])
-    return 0
-
-
-if __name__ == "__main__": sys.exit(main())
+        sys.exit(2)

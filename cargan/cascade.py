@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'ABLATIONS', 'CONTROLS', 'METHOD', 'CARGANTrain', 'released', 'with_model', 'every_second', 'told_label',
-           'recording_folds', 'hear_out_of_fold', 'make_parts', 'extras', 'check_data', 'make_model', 'make_rivals',
-           'update_G', 'update_D', 'step', 'check']
+           'recording_folds', 'hear_out_of_fold', 'hear_strangers', 'make_parts', 'extras', 'check_data', 'make_model',
+           'make_rivals', 'update_G', 'update_D', 'step', 'check']
 
 # %% ../nbs/28_cascade.ipynb #77de68da
 import math
@@ -18,7 +18,7 @@ import torch
 
 from .core import INSTRUMENTS, CarganError, existing_file, load_weights, save_weights
 from .data import PairDataset
-from .hearing import AudioClassifierConfig, predict_label, train_audio_classifier
+from .hearing import AudioClassifierConfig, find_ear, load_audio_classifier, predict_label, train_audio_classifier
 from .looking import ClassifierConfig, fold_batch_norms, load_classifier, save_classifier, train_classifier
 from .losses import LossConfig, discriminator_losses, generator_losses
 from .methods import Method, Pairs, Players, TrainConfig, descend, frozen
@@ -114,15 +114,23 @@ def hear_out_of_fold(cfg: AudioClassifierConfig,
     return heard
 
 # %% ../nbs/28_cascade.ipynb #91032ad7
+def hear_strangers(cfg: CARGANTrain, pairs: Pairs) -> np.ndarray:  # a class number for each pair of the bundle
+    "What each training pair sounds like to an ear that has not learned from it: a given one, or one for each fold."
+    if cfg.ear == "own": return hear_out_of_fold(cfg.audio, pairs)
+    heard, idx, ear = np.array(pairs.bundle.label, np.int64), np.asarray(pairs.train_idx), load_audio_classifier(find_ear(cfg.ear))
+    for some in np.array_split(idx, -(-len(idx) // 256)):
+        heard[some] = predict_label(ear, np.asarray(pairs.bundle.lms_db[some], np.float32))[0].numpy()
+    return heard
+
 def make_parts(cfg: CARGANTrain, pairs: Pairs, keep: Callable):
     "Train C; for labels that are heard, also an ear for each fold."
     image = replace(cfg.classifier, size=cfg.model.size)
     def train_C(path):
         dataset = PairDataset(pairs.bundle, cfg.model.size)
         save_classifier(path, *train_classifier(image, dataset, pairs.train_idx, pairs.valid_idx, device=pairs.device))
-    def hear_all(path): save_weights(path, dict(heard=torch.from_numpy(hear_out_of_fold(cfg.audio, pairs))))
+    def hear_all(path): save_weights(path, dict(heard=torch.from_numpy(hear_strangers(cfg, pairs))))
     keep("classifier", asdict(image), train_C)
-    if cfg.model.told == "heard": keep("heard", asdict(cfg.audio), hear_all)
+    if cfg.model.told == "heard": keep("heard", dict(asdict(cfg.audio), ear=cfg.ear), hear_all)
 
 def extras(cfg: CARGANTrain, pairs: Pairs, folder: Path) -> dict:  # name -> a row for each pair of the bundle
     "What the ears heard, where that is what the generators are told."
@@ -134,7 +142,7 @@ def extras(cfg: CARGANTrain, pairs: Pairs, folder: Path) -> dict:  # name -> a r
 
 def check_data(cfg: CARGANTrain, pairs: Pairs):
     "Raises `CarganError` if labels are to be heard out of fold and there are no folds."
-    if cfg.model.told != "heard": return
+    if cfg.model.told != "heard" or cfg.ear != "own": return
     idx = np.asarray(pairs.train_idx)
     recording_folds(np.asarray(pairs.bundle.recording)[idx], np.asarray(pairs.bundle.label)[idx])
 

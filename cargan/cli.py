@@ -6,12 +6,13 @@
 __all__ = ['COMMANDS', 'OVERVIEW', 'TRAIN_HELP', 'LABEL_SAYS', 'Command', 'overview', 'one_line', 'parse', 'short_names',
            'full_names', 'said', 'differences', 'variants_help', 'choose', 'train_words', 'parse_train', 'InfoConfig',
            'info', 'describe', 'millions', 'parameters', 'nearest_preset', 'describe_run', 'describe_bundle',
-           'describe_data', 'describe_weights', 'describe_sound', 'quiet_stderr', 'run', 'main', 'excuse', 'complain']
+           'describe_data', 'describe_weights', 'describe_sound', 'quiet_stderr', 'run', 'without', 'main', 'excuse',
+           'complain']
 
 # %% ../nbs/62_cli.ipynb #77de68da
-import importlib, inspect, io, json, os, re, sys, textwrap
+import importlib, inspect, io, json, os, re, sys, textwrap, warnings
 from collections import Counter
-from contextlib import nullcontext, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_type_hints
@@ -28,29 +29,32 @@ class Command:
     config: str  # name of the dataclass
     function: str  # name of the function, which takes an instance
     again: str = "nothing was left half-written; start it again"  # said after Ctrl-C
+    extra: str = ""  # what `pip install 'cargan[…]'` must have brought
 
 # %% ../nbs/62_cli.ipynb #474bc48c
 COMMANDS = {
     "synth": Command("render the embedded data set: 13 drawn musicians who play a sampled SoundFont",
-                     "cargan synth --out data/synthurmp", "cargan.synth", "SynthConfig", "render_dataset"),
+                     "cargan synth --out data/synthurmp", "cargan.synth", "SynthConfig", "render_dataset", extra="train"),
     "videos": Command("cut your own videos into half-second windows, in the layout of Sub-URMP",
                       "cargan videos --source my_videos --out data/mine", "cargan.sources", "VideoConfig", "cut_videos"),
     "prepare": Command("read sounds and pictures (Sub-URMP, list file, your own) into one bundle",
                        "cargan prepare --source data/synthurmp --out data/synthurmp.npz", "cargan.bundle", "PrepareConfig", "prepare",
-                       "the same command goes on where it stopped"),
+                       "the same command goes on where it stopped", "train"),
     "train": Command("train a method: CAR-GAN, a baseline or a control; or go on with a run",
                      "cargan train --data data/synthurmp.npz --out runs/quickstart", "cargan.training", "TrainConfig", "train",
-                     "the same command goes on from the last checkpoint"),
+                     "the same command goes on from the last checkpoint", "train"),
     "evaluate": Command("score a run on held-out recordings and ask whether it listens; a report",
                         "cargan evaluate --run runs/quickstart --data data/synthurmp.npz",
-                        "cargan.evaluation", "EvaluateConfig", "evaluate", "what took long was kept; start it again"),
+                        "cargan.evaluation", "EvaluateConfig", "evaluate", "what took long was kept; start it again", "evaluate"),
+    "hear": Command("say what sound files hold: instrument, note, loudness, and how sure that is",
+                    "cargan hear --out heard.json note.wav", "cargan.heard", "HearConfig", "hear"),
     "generate": Command("turn sound files into pictures and films",
                         "cargan generate --run runs/quickstart --out pictures --video data/synthurmp/melody.wav",
                         "cargan.generate", "GenerateConfig", "generate"),
     "sound": Command("turn pictures into sounds, with a run of a method that can",
-                     "cargan sound --run runs/cmcgan --out sounds frame.png", "cargan.sonify", "SonifyConfig", "sonify"),
-    "export": Command("write a run as one ONNX file, for programs without PyTorch",
-                      "cargan export --run runs/quickstart --out cargan.onnx", "cargan.export", "ExportConfig", "export_run"),
+                     "cargan sound --run runs/cmcgan --out sounds frame.png", "cargan.sonify", "SonifyConfig", "sonify", extra="sound"),
+    "export": Command("write a run, or an ear, as one ONNX file, for programs without PyTorch",
+                      "cargan export --run runs/quickstart --out cargan.onnx", "cargan.export", "ExportConfig", "export_run", extra="export"),
     "info": Command("say what a run, a bundle, a data folder, a weights file or a sound file holds",
                     "cargan info runs/quickstart", "cargan.cli", "InfoConfig", "info"),
 }
@@ -135,7 +139,7 @@ def said(argv: list,  # words
 def differences(one, other) -> dict:  # dotted name -> value in `other`
     "The options in which two configurations differ."
     from cargan.methods import plain
-    from cargan.training import flatten
+    from cargan.runs import flatten
     a, b = flatten(plain(one)), flatten(plain(other))
     return {k: v for k, v in b.items() if k not in a or v != a[k]}
 
@@ -219,7 +223,7 @@ def describe(path: str | Path) -> dict:  # fact -> value
     if path.suffix == ".npz" or (path/"image.npy").exists(): return describe_bundle(path)
     if (path/"img").is_dir(): return describe_data(path)
     if path.suffix == ".safetensors": return describe_weights(path)
-    if path.is_file() and path.suffix.lower() in (".wav", ".flac", ".ogg", ".mp3"): return describe_sound(path)
+    if path.is_file() and (facts := describe_sound(path)): return facts
     raise CarganError(f"{path} is not something cargan wrote or reads; give a run, a bundle, a data folder, a weights file or a sound file")
 
 # %% ../nbs/62_cli.ipynb #4d134bc0
@@ -238,7 +242,7 @@ def parameters(model) -> str:  # such as "G1 1.20 M, G2 1.30 M, C 0.06 M (frozen
 def nearest_preset(cfg) -> str:  # such as "preset lab, variant A, batch_size 16"
     "How one would ask for a configuration with the fewest words."
     from cargan.methods import find_method
-    from cargan.training import FREE
+    from cargan.runs import FREE
     method, asked = find_method(cfg.method), {}
     for preset, start in method.presets.items():
         for variant, change in {"": lambda c: c, **method.variants}.items():
@@ -254,7 +258,7 @@ LABEL_SAYS = dict(wants="it is told an instrument, and draws it", ignores="it is
 def describe_run(path: Path) -> dict:
     "Method, networks, progress and, once evaluated, the metrics of a run."
     from cargan.core import read_json
-    from cargan.training import checkpoint_folders, load_run, seconds_so_far
+    from cargan.runs import checkpoint_folders, load_run, seconds_so_far
     model, cfg = load_run(path)
     facts = {"run": path, "method": f"{cfg.method} ({nearest_preset(cfg)})", "data": cfg.data,
              "pictures": f"{model.size} x {model.size} pixels, stages: {', '.join(model.stages)}",
@@ -284,10 +288,11 @@ def describe_bundle(path: Path) -> dict:
 # %% ../nbs/62_cli.ipynb #f6e1126c
 def describe_data(path: Path) -> dict:
     "How many files a folder in the released layout has."
-    count = lambda kind: Counter(f.parent.parent.name for f in (path/kind).glob("*/*/*.*"))
+    from cargan.core import contents
+    count = lambda kind: Counter(f.parent.parent.name for f in contents(path/kind, "*/*/*.*"))
     say = lambda counts: ", ".join(f"{k} {v}" for k, v in sorted(counts.items())) or "none"
     return {"data": path, "pictures": say(count("img")), "sounds": say(count("chunk")),
-            "instruments": ", ".join(sorted({f.name for f in (path/"img").glob("*/*") if f.is_dir()})) or "none"}
+            "instruments": ", ".join(sorted({f.name for f in contents(path/"img", "*/*") if f.is_dir()})) or "none"}
 
 def describe_weights(path: Path) -> dict:
     "What a weights file says of itself."
@@ -298,19 +303,29 @@ def describe_weights(path: Path) -> dict:
     report = meta.get("report")
     return facts | ({"accuracy": report["accuracy"]} if isinstance(report, dict) and "accuracy" in report else {})
 
-def describe_sound(path: Path) -> dict:
+def describe_sound(path: Path) -> dict:  # nothing if it is no sound and isn't called one
     "Length and level of a sound file, as the network would get it."
-    from cargan.lms import LMSConfig, cut_windows, load_audio
-    wave = load_audio(path, LMSConfig().sample_rate)
-    return {"sound": path, "seconds": f"{len(wave) / LMSConfig().sample_rate:.2f}", "windows": f"{len(cut_windows(wave))} of half a second",
-            "peak": f"{abs(wave).max():.3f} of full scale"}
+    from cargan.audio import SUFFIXES, open_sound, stream
+    from cargan.core import CarganError
+    from cargan.lms import LMSConfig, stream_windows
+    try: sound = open_sound(path)
+    except CarganError:
+        if path.suffix.lower() in SUFFIXES: raise
+        return {}
+    peaks = [abs(w).max() for w in stream_windows(stream(sound, LMSConfig().sample_rate))]
+    return {"sound": path, "seconds": f"{sound.seconds:.2f}", "file": f"{len(sound.weight)} channels at {sound.rate} Hz",
+            "windows": f"{len(peaks)} of half a second", "peak": f"{max(peaks):.3f} of full scale"}
 
 # %% ../nbs/62_cli.ipynb #0a57cb53
-def quiet_stderr():  # a context manager
-    "Where stderr is not a screen, everything but our own error line goes to stdout."
-    if sys.stderr.isatty(): return nullcontext()
-    os.environ.setdefault("TQDM_MININTERVAL", "10")  # bars in a log: a line every ten seconds
-    return redirect_stderr(sys.stdout)
+@contextmanager
+def quiet_stderr():
+    "Where stderr is not a screen, everything but our own error line goes to stdout; a warning is one line."
+    def show(message, *where): print(" ".join(f"warning: {message}".split()), file=sys.stderr, flush=True)
+    screen = sys.stderr.isatty()
+    if not screen: os.environ.setdefault("TQDM_MININTERVAL", "10")  # bars in a log: a line every ten seconds
+    with warnings.catch_warnings(), nullcontext() if screen else redirect_stderr(sys.stdout):
+        warnings.showwarning = show
+        yield
 
 def run(name: str,  # of the command
         argv: list,  # the words after it
@@ -325,6 +340,12 @@ def run(name: str,  # of the command
     if name == "evaluate": print(importlib.import_module(c.module).metrics_table(result))
     elif isinstance(result, Path): print(f"{name}: {result}")
 
+# %% ../nbs/62_cli.ipynb #5b0c1e52
+def without(name: str) -> str:  # one sentence; empty if all is there
+    "What a command lacks in this installation."
+    from cargan.core import lacking
+    return lacking(COMMANDS[name].extra, f"cargan {name}") if COMMANDS[name].extra else ""
+
 # %% ../nbs/62_cli.ipynb #22d200f8
 def main(argv: list = None,  # without the program's name; from the command line if None
         ) -> int:  # exit code
@@ -335,6 +356,7 @@ def main(argv: list = None,  # without the program's name; from the command line
         if name in ("-h", "--help", "help"): print(overview())
         elif name == "--version": print("cargan", importlib.import_module("cargan").__version__)
         elif name not in COMMANDS: return complain(f"cargan: unknown command {name!r}; choose {', '.join(COMMANDS)}", 2)
+        elif message := without(name): return complain(message, 2)
         else:
             with quiet_stderr(): run(name, rest)
         sys.stdout.flush()

@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Callable, ClassVar, Iterator, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .bundle import Bundle
 from .core import INSTRUMENTS, CarganError, load_weights, read_json, save_weights, show_images
-from .data import PairDataset, open_data, split_recordings
+from .data import PairDataset, one_per_instrument, open_data, split_recordings
 from .hearing import AudioClassifierConfig
 from .methods import Method, Pairs, Players, TrainConfig
 from .residue import one_hot
-from .training import checkpoint_folders, load_run, one_per_instrument
+from .runs import checkpoint_folders, load_run
 
 # %% ../nbs/32_controls.ipynb #f1d3acbf
 class Memory(nn.Module):
@@ -140,7 +139,8 @@ class NearestPair(Memory):
         if self.cfg.among == "label":
             asked = asked_for(label)[:, None]
             distance = distance.masked_fill((asked != self.owner) & (asked != NO_LABEL), torch.inf)
-        return distance.argmin(1)
+        near = distance <= distance.amin(1, keepdim=True) + 1e-4  # rounding depends on how many sounds are compared at once
+        return near.int().argmax(1)  # the first of them
 
     def draw(self, mel, label=None) -> dict:  # stage -> B x 3 x size x size, in [-1, 1]
         "Real pictures."
@@ -263,8 +263,9 @@ def look_up(values: dict, paths: list):  # paths: "names/of/nested/dictionaries"
         if found is not None: return found
 
 def compare_runs(runs: dict,  # name -> folder written by `train`
-                ) -> pd.DataFrame:  # a row for each run that has been evaluated
+                ):  # a table of pandas: a row for each run that has been evaluated
     "The main numbers of each run's metrics.json."
+    import pandas as pd  # here, not above: whoever only draws needs no tables
     files = {name: Path(run)/"metrics.json" for name, run in runs.items()}
     numbers = {name: read_json(file, "metrics") for name, file in files.items() if file.exists()}
     rows = {name: {column: look_up(m, paths) for column, paths in MAIN_NUMBERS.items()} for name, m in numbers.items()}

@@ -4,26 +4,30 @@
 
 # %% auto #0
 __all__ = ['CELLS', 'SDPA', 'FromDecibels', 'example', 'export_program', 'sliced_attention', 'recipe', 'facts', 'write_onnx',
-           'open_session', 'check_inputs', 'OnnxModel', 'ExportConfig', 'difference', 'export_run']
+           'open_session', 'check_inputs', 'OnnxModel', 'Probabilities', 'ear_facts', 'write_ear_onnx', 'ExportConfig',
+           'difference', 'export_run']
 
 # %% ../nbs/61_export.ipynb #77de68da
 # first: it forbids ONNX Runtime to report to its makers
-from .core import INSTRUMENTS, CarganError, atomic_path, existing_file, writable_folder
+from .core import INSTRUMENTS, CarganError, atomic_path, existing_file, needs, writable_folder
 
 import json, warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
-from onnxscript import opset18 as op
 from torch import nn
 
+with needs("export", "cargan.export"):
+    import onnxruntime
+    from onnxscript import opset18 as op
+
 from . import __version__
+from .hearing import HEADS, LOWEST, NOTES, find_ear, load_audio_classifier
 from .lms import LMSConfig, lms_to_input, lms_to_jet
 from .methods import device_of
-from .training import load_run
+from .runs import load_run
 
 # %% ../nbs/61_export.ipynb #0ade7c2c
 class FromDecibels(nn.Module):
@@ -171,6 +175,41 @@ class OnnxModel:
         check_inputs(self.shapes, given)
         return self.session.run(None, given)
 
+# %% ../nbs/61_export.ipynb #61e00002
+class Probabilities(nn.Module):
+    "An ear whose answers are probabilities that mean what they say."
+    def __init__(self, ear: nn.Module):  # as `load_audio_classifier` gives it
+        super().__init__()
+        self.ear = ear.eval()
+
+    def forward(self, lms_db):  # B x n_mels x frames, dB -> for each head of the ear: B x 14, B x 89, B
+        said = self.ear(lms_db)
+        said["instrument"] = (said["instrument"] / self.ear.cfg.temperature).softmax(1)
+        if "note" in said: said["note"] = said["note"].softmax(1)
+        return tuple(said[head] for head in self.ear.cfg.heads)
+
+def ear_facts(lms: LMSConfig = LMSConfig()) -> dict:  # name -> text
+    "The metadata of an ear's file."
+    sound = f"decibels of {lms.seconds} s of mono sound at {lms.sample_rate} Hz, {recipe(lms)}"
+    return dict(cargan=__version__, lms=json.dumps(asdict(lms)), lms_db=f"float32, batch x {lms.n_mels} x {lms.frames}: {sound}",
+                instrument=f"float32, batch x 14: probabilities of {', '.join(INSTRUMENTS)}, nothing",
+                note=f"float32, batch x {NOTES + 1}: probabilities of the MIDI keys from {LOWEST} on, and of no note",
+                loudness="float32, batch: from 0 (soft) to 1 (loud), from the level as it is")
+
+def write_ear_onnx(path: str | Path,  # `.onnx` file
+                   ear: nn.Module,  # as `load_audio_classifier` gives it
+                   lms: LMSConfig = LMSConfig(),  # the recipe of the decibels
+                  ):
+    "Write an ear to one file, atomically."
+    heads = ear.cfg.heads
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(Probabilities(ear), (example(lms)[0],), dynamo=True, verbose=False, opset_version=18,
+                                    input_names=["lms_db"], output_names=list(heads), dynamic_shapes=({0: "batch"},))
+    says = ear_facts(lms)
+    program.model.metadata_props.update({k: v for k, v in says.items() if k not in HEADS or k in heads})
+    with atomic_path(path) as tmp: program.save(tmp, external_data=False)
+
 # %% ../nbs/61_export.ipynb #b6692ea5
 @dataclass(frozen=True)
 class ExportConfig:
@@ -179,9 +218,11 @@ class ExportConfig:
     Inputs: log-mel decibels, and a label if the method wants one. Outputs: a picture for each of its stages. The file's metadata
     say how to make and to read them.
 
-      cargan export --run runs/quickstart --out cargan.onnx"""
-    run: Path  # folder written by cargan train
-    out: Path  # file to write, must end in .onnx
+      cargan export --run runs/quickstart --out cargan.onnx
+      cargan export --ear shipped --out ear.onnx"""
+    run: Path | None = None  # folder written by cargan train
+    ear: str | None = None  # instead of a run: an ear ('shipped', a run's folder, or a file)
+    out: Path = Path("cargan.onnx")  # file to write, must end in .onnx
 
 @torch.no_grad()
 def difference(model: nn.Module,  # of any method
@@ -198,6 +239,10 @@ def export_run(cfg: ExportConfig) -> Path:  # the file
     out = Path(cfg.out)
     if out.suffix != ".onnx": raise CarganError(f"{out} doesn't end in .onnx; give another --out")
     if out.exists(): raise CarganError(f"{out} exists already; remove it or give another --out")
+    if (cfg.run is None) == (cfg.ear is None): raise CarganError("give either --run, for pictures, or --ear, for what is heard")
+    if cfg.ear is not None:
+        write_ear_onnx(out, load_audio_classifier(find_ear(cfg.ear)))
+        return out
     model, trained = load_run(cfg.run)
     writable_folder(out.parent)  # asked before the minute of work
     write_onnx(out, model, method=trained.method)

@@ -12,17 +12,14 @@ import copy, socket, time, warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 from tqdm.auto import tqdm
 
-from .core import INSTRUMENTS, CarganError, existing_file, from_uint8, load_state, load_weights, save_weights
+from .core import INSTRUMENTS, CarganError, existing_file, from_uint8, load_state, load_weights, needs, save_weights
 
 # %% ../nbs/23_looking.ipynb #0ade7c2c
 @dataclass(frozen=True)
@@ -76,6 +73,7 @@ def compact_net(n_classes: int,  # outputs
 def resnet50_net(n_classes: int,  # outputs
                 ) -> nn.Module:  # B x 3 x H x W -> B x n_classes
     "torchvision's ResNet50 with a new last layer; weights are random until `imagenet_weights` fills them."
+    with needs("train", "a ResNet50"): import torchvision  # here, not above: the other two networks do without
     net = torchvision.models.resnet50(weights=None)
     net.fc = nn.Linear(net.fc.in_features, n_classes)
     return net
@@ -101,6 +99,7 @@ def imagenet_weights(net: nn.Module,  # a `resnet50_net`
     "Fill a ResNet50, all but its last layer, with trained weights; warns when they cannot be had."
     if source == "none": return False
     if source == "imagenet":
+        import torchvision
         before = socket.getdefaulttimeout()
         try:
             socket.setdefaulttimeout(20)
@@ -203,6 +202,8 @@ def show_confusion(confusion,  # classes x classes counts (rows are the truth), 
                    ax=None,  # a matplotlib axis; None: a new one
                   ):  # the matplotlib axes
     "A confusion matrix as a heat map of counts, coloured by the share of each row."
+    import matplotlib.pyplot as plt
+    import seaborn as sns
     if isinstance(confusion, dict): confusion, classes = confusion["confusion"], classes or confusion.get("classes")
     counts = np.asarray(confusion)
     names = [str(n).replace("_", " ") for n in (classes or INSTRUMENTS)]

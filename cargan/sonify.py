@@ -21,7 +21,7 @@ from .generate import check_place, distinct_stems, move
 from .hearing import load_audio_classifier, predict_label
 from .lms import LMSConfig, input_to_wave, log_mel
 from .sources import load_picture
-from .training import load_run
+from .runs import load_run
 
 # %% ../nbs/64_sonify.ipynb #0ade7c2c
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .core import INSTRUMENTS, CarganError, atomic_path, existing_file
-from .lms import LMSConfig, jet_to_values, load_audio
+from .audio import load_audio, open_sound
+from .core import INSTRUMENTS, CarganError, atomic_path, contents, existing_file
+from .lms import LMSConfig, jet_to_values
 
 # %% ../nbs/15_sources.ipynb #fe5dbbce
 @dataclass(frozen=True)
@@ -42,18 +43,17 @@ def recording_of(pair_id: str) -> str:
 def find_layout(root: str | Path) -> Path | None:
     "The folder that holds `img` and `chunk`: `root` itself or a folder directly inside it."
     root = Path(root)
-    inside = [root, *sorted(p for p in root.iterdir() if p.is_dir())] if root.is_dir() else []
-    return next((p for p in inside if (p/"img").is_dir() and (p/"chunk").is_dir()), None)
+    return next((p for p in [root, *contents(root)] if (p/"img").is_dir() and (p/"chunk").is_dir()), None)
 
 def read_suburmp(root: str | Path,  # folder with `img` and `chunk`
                 ) -> tuple[list[Pair], dict[str, str]]:  # pairs in the order of their names, and problems: file -> why
     "The pairs of a data set in the released Sub-URMP layout, real or synthetic."
     layout = find_layout(root)
     if layout is None: raise CarganError(f"{root} has no img and chunk folders; give a data set in the released Sub-URMP layout")
-    folders = (f for kind in ("img", "chunk") for s in SPLITS for f in (layout/kind/s).glob("*") if f.is_dir() and not f.name.startswith("."))
+    folders = (f for kind in ("img", "chunk") for s in SPLITS for f in contents(layout/kind/s) if f.is_dir())
     problems = {str(f): "is not named after one of the 13 instruments" for f in folders if f.name not in INSTRUMENTS}
     def listing(kind, suffixes):
-        files, found = (p for s in SPLITS for i in INSTRUMENTS for p in sorted((layout/kind/s/i).glob("*")) if p.suffix.lower() in suffixes), {}
+        files, found = (p for s in SPLITS for i in INSTRUMENTS for p in contents(layout/kind/s/i) if p.suffix.lower() in suffixes), {}
         for p in files:
             if (first := found.setdefault((SPLITS[p.parts[-3]], p.parts[-2], p.stem), p)) is not p: problems[str(p)] = f"has the name of {first.name}"
         return found
@@ -149,6 +149,7 @@ def read_frames(path: Path,  # any container FFmpeg reads
     "The frames shown at the given times, upright; ends where the picture ends."
     import av  # here, not above: a machine that only trains needs no FFmpeg
     with av.open(str(path)) as film:
+        if not film.streams.video: raise CarganError(f"film {path} has no picture; leave it out")
         clock, wanted, previous = (film.start_time or 0) / av.time_base, iter(times), None
         t, step = next(wanted, None), 1 / float(film.streams.video[0].average_rate or 25)
         picture = lambda: np.ascontiguousarray(np.rot90(previous.to_ndarray(format="rgb24"), getattr(previous, "rotation", 0) // 90))
@@ -162,16 +163,9 @@ def read_frames(path: Path,  # any container FFmpeg reads
 def read_film_sound(path: Path,  # any container FFmpeg reads
                     sample_rate: int = 44100,
                    ) -> np.ndarray:  # mono float32, from the film's start on
-    "The sound track of a film."
-    import av
-    with av.open(str(path)) as film:
-        if not film.streams.audio or not film.streams.video: raise CarganError(f"film {path} has no {'sound' if film.streams.video else 'picture'}; leave it out")
-        resampler, first, late = av.AudioResampler(format="flt", layout="mono", rate=sample_rate), True, 0
-        frames = []
-        for f in film.decode(film.streams.audio[0]):
-            if first: late, first = round(((f.time or 0) - (film.start_time or 0) / av.time_base) * sample_rate), False
-            frames += resampler.resample(f)
-        wave = np.concatenate([f.to_ndarray()[0] for f in frames + resampler.resample(None) if f is not None])
+    "The sound track of a film, by the rules of all sound files; raises `CarganError` if there is none."
+    sound = open_sound(path)
+    wave, late = load_audio(sound, sample_rate), round(sound.late * sample_rate)
     return np.pad(wave, (late, 0)) if late > 0 else wave[-late:]
 
 # %% ../nbs/15_sources.ipynb #a72b2006
@@ -198,7 +192,7 @@ def cut_film(path: Path, out: Path, stem: str, split: str, instrument: str, cfg:
 # %% ../nbs/15_sources.ipynb #d4890abf
 def cut_videos(cfg: VideoConfig) -> Path:  # the new data set
     "Films, sorted into a folder for each instrument, as a data set in the released layout."
-    films = {i: sorted(p for p in (Path(cfg.source)/i).glob("*") if p.is_file() and p.name[0] != ".") for i in INSTRUMENTS}
+    films = {i: [p for p in contents(Path(cfg.source)/i) if p.is_file()] for i in INSTRUMENTS}
     if not any(films.values()): raise CarganError(f"{cfg.source} holds no films; expected <instrument>/<film>, for example violin/duo.mp4")
     if cfg.hop_ms < 1: raise CarganError(f"hop_ms={cfg.hop_ms} is not possible; give 1 or more, such as 500")
     if Path(cfg.out).exists(): raise CarganError(f"{cfg.out} exists already; remove it or give another --out")

@@ -37,7 +37,7 @@ class SynthConfig:
     imbalance: bool = False              # recordings per instrument in proportion to the released set (9.7 : 1)
     rest: float = 0.06                   # share of the windows in which nobody plays, 0 .. 0.9
     seed: int = 0                        # another seed, other phrases; the performers stay
-    soundfont: str | None = None         # a General MIDI `.sf2` file; none: the one that pretty_midi carries
+    soundfont: str | None = None         # General MIDI: a `.sf2` or `.sf3` file, or a folder of 040.sf2 ...; none: pretty_midi's
     workers: int = 0                     # processes; 0: one per core. The bytes written do not depend on it
 
 RELEASED = dict(  # instrument: (training, validation) pairs in the released set
@@ -144,7 +144,8 @@ def render_dataset(cfg: SynthConfig) -> Path:  # the data set's folder
     check_synth(cfg)
     out, jobs = Path(cfg.out), plan_recordings(cfg)
     if is_rendered(cfg): print(f"{out} is already rendered with these settings"); return out
-    soundfont_bytes(cfg.soundfont), midi_renderer()  # what is missing should be missed now
+    for name in INSTRUMENTS: soundfont_bytes(name, path=cfg.soundfont)  # what is missing should be missed now
+    midi_renderer()
     with atomic_path(out) as tmp:
         tmp.mkdir()
         with open(tmp/"factors.csv", "w", newline="", encoding="utf-8") as f, \

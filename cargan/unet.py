@@ -10,7 +10,6 @@ __all__ = ['check_network', 'check_input', 'UNetConfig', 'halving_widths', 'init
 from dataclasses import dataclass
 from typing import Literal
 
-import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -175,6 +174,7 @@ def show_unet(model: UNet,  # any size
               ax=None,  # matplotlib axes; a new figure if None
              ):  # the axes
     "The U as boxes (width: channels, height: size, both logarithmic), its bridges, and its attention in orange."
+    import matplotlib.pyplot as plt  # here, not above: whoever only draws with the network needs no plots
     ax = ax or plt.subplots(figsize=(10, 4), layout="constrained")[1]
     rows, n = trace_shapes(model), len(model.downs)
     def box(x, level, channels, size, colour="tab:blue"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cargan import hearing, looking
+from cargan import disguise, hearing, looking
 from cargan.core import INSTRUMENTS, CarganError, save_weights
 from cargan.lms import log_mel
 
@@ -130,7 +130,7 @@ def ear():
 
 def fan(rng, n):  # a band of noise that beats slowly, over rumble
     t = np.arange(22050) / 44100
-    return np.stack([hearing._coloured(22050, -0.8, rng) * (1 + 0.4 * np.sin(2 * np.pi * rng.uniform(2, 8) * t)) for _ in range(n)])
+    return np.stack([disguise._coloured(22050, -0.8, rng) * (1 + 0.4 * np.sin(2 * np.pi * rng.uniform(2, 8) * t)) for _ in range(n)])
 
 
 def band(rng, n):  # noise around one frequency, an octave or more wide
@@ -146,7 +146,7 @@ def test_noise_is_nothing(ear, kind, dbfs):
     rng = np.random.default_rng(5)
     if kind == "silence": x = np.zeros((8, 22050))
     elif kind in ("fan", "band"): x = dict(fan=fan, band=band)[kind](rng, 8)
-    else: x = np.stack([hearing._coloured(22050, dict(white=0, pink=-0.5, blue=0.5, violet=1)[kind], rng) for _ in range(8)])
+    else: x = np.stack([disguise._coloured(22050, dict(white=0, pink=-0.5, blue=0.5, violet=1)[kind], rng) for _ in range(8)])
     _, p = hearing.predict_label(ear, log_mel((10 ** (dbfs / 20) * x).astype(np.float32)))
     assert (p.argmax(-1) == p.shape[-1] - 1).float().mean() > 0.5  # what generation goes by: "nothing" before every instrument
 

