@@ -122,6 +122,7 @@ def hear_strangers(cfg: CARGANTrain, pairs: Pairs) -> np.ndarray:  # a class num
         heard[some] = predict_label(ear, np.asarray(pairs.bundle.lms_db[some], np.float32))[0].numpy()
     return heard
 
+# %% ../nbs/28_cascade.ipynb #75223363
 def make_parts(cfg: CARGANTrain, pairs: Pairs, keep: Callable):
     "Train C; for labels that are heard, also an ear for each fold."
     image = replace(cfg.classifier, size=cfg.model.size)

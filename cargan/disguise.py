@@ -136,6 +136,7 @@ def _clicks(n, t, rng):  # 1 to 11 single samples, over faint pink noise
     x[rng.integers(0, n, count)] = height
     return x + 10 ** rng.uniform(-4, -2) * _coloured(n, -0.5, rng)
 
+# %% ../nbs/19_disguise.ipynb #3d427497
 def _speech(n, t, rng):  # pulses of a gliding pitch through moving formants, and hisses
     knots = np.linspace(0, t[-1], rng.integers(3, 7))
     pitch = np.interp(t, knots, rng.uniform(80, 260) * 2 ** rng.normal(0, 0.2, len(knots)))

@@ -196,6 +196,7 @@ def ear_facts(lms: LMSConfig = LMSConfig()) -> dict:  # name -> text
                 note=f"float32, batch x {NOTES + 1}: probabilities of the MIDI keys from {LOWEST} on, and of no note",
                 loudness="float32, batch: from 0 (soft) to 1 (loud), from the level as it is")
 
+# %% ../nbs/61_export.ipynb #24db211d
 def write_ear_onnx(path: str | Path,  # `.onnx` file
                    ear: nn.Module,  # as `load_audio_classifier` gives it
                    lms: LMSConfig = LMSConfig(),  # the recipe of the decibels

@@ -92,11 +92,9 @@ def label_to_draw(model: nn.Module,  # of any method
 # %% ../nbs/60_generate.ipynb #c7dad603
 class SoundToImage:
     "A trained run that draws what it hears."
-    def __init__(self,
-                 model: nn.Module,  # of any method, in evaluation mode
-                 ear: nn.Module,  # audio classifier: B x 128 x 44 dB to 14 logits
-                 lms: LMSConfig = LMSConfig(),
-                ):
+    def __init__(self, model: nn.Module,  # of any method, in evaluation mode
+                 ear: nn.Module,  # as `load_audio_classifier` gives it
+                 lms: LMSConfig = LMSConfig()):
         self.model, self.ear, self.lms = model.eval(), ear.eval(), lms
 
     @classmethod
@@ -115,7 +113,7 @@ class SoundToImage:
         label_to_draw(self.model, label)
         rate = self.lms.sample_rate
         sound = open_sound(audio) if isinstance(audio, (str, Path)) else [to_mono(audio, sample_rate, rate)]
-        def blocks(): return sound if isinstance(sound, list) else stream(sound, rate)
+        def blocks(): return sound if isinstance(sound, list) else stream(sound, rate)  # they are wanted twice
         return list(self.stream(blocks(), self.hear(blocks(), fps), label, fps))
 
     def hear(self, blocks,  # mono samples at `lms.sample_rate`, in pieces, as from `cargan.audio.stream`
@@ -151,7 +149,7 @@ def look(model: nn.Module,  # of any method, in evaluation mode
         for k, (i, h) in enumerate(these):
             stages = {stage: drawn[stage][k].copy() for stage in model.stages}  # its own memory, not the batch's
             if given is not None: h = replace(h, label=INSTRUMENTS[given], probability=float(p[k, given]))
-            yield Picture(stages if h.label else card, h.label, h.probability, h.heard, i * found.hop, h.note, h.loudness, h.sure)
+            yield Picture(stages if h.label else card, h.label, h.probability, h.heard, round(i * found.hop, 6), h.note, h.loudness, h.sure)
 
 # %% ../nbs/60_generate.ipynb #7719a1c7
 def summarize(pictures,  # any iterable of `Picture`, at least one; gone through once
@@ -178,7 +176,8 @@ def film_frame(picture: Picture,
     shown = picture.fine if picture.label else no_instrument_card(side)
     frame.paste(Image.fromarray(shown).resize((side, side), Image.Resampling.BICUBIC))
     doubt = "" if picture.sure else "perhaps "
-    says = doubt + (picture.label or "nothing").replace("_", " ") + f" {picture.probability:.0%}" + (f", {picture.note}" if picture.note else "")
+    note = f", {picture.note}" if picture.note else ""
+    says = doubt + (picture.label or "nothing").replace("_", " ") + f" {picture.probability:.0%}{note}"
     draw_on, font = ImageDraw.Draw(frame), ImageFont.load_default(15)
     draw_on.text((10, side + 16), says, fill=(240, 240, 240), font=font, anchor="lm")
     draw_on.text((side - 10, side + 16), f"{picture.start:.1f} s", fill=(150, 150, 150), font=font, anchor="rm")
@@ -252,7 +251,8 @@ class GenerateConfig:
     """Turn sound files into pictures: <stem>_fine.png, <stem>_coarse.png where the method has a stage before it, and generate.json.
 
     The instrument is named by the run's audio classifier, from the sound alone, for every half second. One picture stands for the
-    file: that of the half second that is surest. Long sounds are read, drawn and written in pieces. Where no instrument is heard, the picture is a grey card that says so.
+    file: that of the half second that is surest. Long sounds are read, drawn and written in pieces. Where no instrument is heard,
+    the picture is a grey card that says so; where the answer is a guess, message, film and generate.json say so.
 
       cargan generate --run runs/quickstart --out pictures note.wav
       cargan generate --run runs/quickstart --out pictures --video --fps 10 concert.flac"""
@@ -290,6 +290,7 @@ def heard_by(films: list, blocks):  # yields the blocks
         for film in films: film.play(block)
         yield block
 
+# %% ../nbs/60_generate.ipynb #51571aba
 def generate_one(see: SoundToImage,
                  audio: Path,
                  stem: str,  # of the files to write

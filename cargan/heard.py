@@ -81,6 +81,7 @@ class Heard:
     loudness: float | None  # 0 to 1, relative to the recording's loudest playing; None as above
     sure: bool  # whether the probability is as high as the ear's threshold
 
+# %% ../nbs/58_heard.ipynb #397c8439
 def among(instrument: torch.Tensor,  # ... x 14 probabilities; the last is 'nothing'
          ) -> torch.Tensor:  # ... x 13 probabilities
     "How likely each instrument is, given that one of them plays."
@@ -168,7 +169,8 @@ def hear(cfg: HearConfig) -> list:  # one dict a file
     "Say what each file holds; raises `CarganError` before anything is written if one of them cannot be read."
     if not cfg.audio: raise CarganError("no sound file was named; give at least one")
     if cfg.hop is not None and not 0.01 <= cfg.hop <= 60: raise CarganError(f"hop={cfg.hop} is not possible; give seconds from 0.01 to 60")
-    if cfg.out is not None and Path(cfg.out).is_dir(): raise CarganError(f"{cfg.out} is a folder; give the name of a file, such as heard.json")
+    if cfg.out is not None and Path(cfg.out).is_dir():
+        raise CarganError(f"{cfg.out} is a folder; give the name of a file, such as heard.json")
     ear, heard = load_audio_classifier(find_ear(cfg.ear)), []
     for path in cfg.audio:
         found = hear_file(ear, path, hop=cfg.hop)

@@ -31,6 +31,7 @@ MAKERS = ("TimGM6mb", "Merlin", "formants")  # as in `cargan.makers`, which is i
 HEADS = ("instrument", "note", "loudness")  # what an ear can be asked
 LOWEST, NOTES = 21, 88  # the notes it knows: MIDI keys from 21 on, those of a piano; number 88 means 'no note'
 
+# %% ../nbs/24_hearing.ipynb #02899073
 @dataclass(frozen=True)
 class AudioClassifierConfig(Disguise):
     "Everything that decides an ear, and how its lessons are varied; stored with its weights."
@@ -208,6 +209,7 @@ def listen_to(model: nn.Module,  # an ear
     note = joined("note")
     return Impression((joined("instrument") / temperature).softmax(1), None if note is None else note.softmax(1), joined("loudness"))
 
+# %% ../nbs/24_hearing.ipynb #1ecd5780
 def predict_label(model: nn.Module,  # an ear
                   lms_db,  # B x n_mels x frames or n_mels x frames, dB
                  ) -> tuple:  # (B labels in 0..12, B x 14 probabilities; the last is 'nothing')
@@ -346,6 +348,7 @@ def train_who(ear: AudioClassifier,  # any, frozen
     accuracy = (who(vx, vk).argmax(1) == vy).float().mean().item() if len(vk) else None
     return who, dict(accuracy=accuracy, chance=chance, n=len(vk), people=len(people))
 
+# %% ../nbs/24_hearing.ipynb #86820edc
 def teach_who(who: Who, x: torch.Tensor, instrument: torch.Tensor, person: torch.Tensor):
     "Full-batch Adam on the cross-entropy among those who play the instrument."
     opt = torch.optim.AdamW(who.parameters(), lr=who.cfg.lr, weight_decay=who.cfg.weight_decay)

@@ -116,7 +116,7 @@ def cents_off(x: np.ndarray,  # samples of one note
         low, high = int(k * hz * 2 ** (-1 / 12) * n), int(k * hz * 2 ** (1 / 12) * n) + 1
         at[k] = low + spectrum[low:high].argmax()
     strength = {k: spectrum[i] / spectrum[list(at.values())].max() for k, i in at.items()}
-    octave = -1 if max(strength[k] for k in (0.5, 1.5, 2.5)) > 0.25 else 1 if max(strength[k] for k in (1, 3, 5)) < 0.1 else 0
+    octave = -1 if max(strength[k] for k in (0.5, 1.5, 2.5)) > 0.25 else 1 if sum(strength[k] for k in (1, 3, 5)) < 0.1 else 0
     strong = [k for k in at if k % 2. ** octave == 0 and k < 5 * 2. ** octave and spectrum[at[k]] > 0.1 * spectrum.max()]
     tones = [1200 * np.log2(at[k] / n / (k * hz)) for k in strong]
     return float(np.median(tones)) + 1200 * octave if tones else float("nan")

@@ -18,7 +18,8 @@ from .lms import LMSConfig
 from .methods import TrainConfig, find_method, read_config
 
 # %% ../nbs/28_runs.ipynb #c1dfd96e
-FREE = {"out", "data", "parts", "epochs", "max_steps", "device", "compile", "workers", "log_every", "sample_every", "checkpoint_every", "keep"}
+FREE = {"out", "data", "parts", "epochs", "max_steps", "device", "compile", "workers",
+        "log_every", "sample_every", "checkpoint_every", "keep"}
 
 def check_config(cfg: TrainConfig):
     "Raises `CarganError` for values that no run can have."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLE_RATE', 'PRESETS', 'ZONE', 'SETTING', 'TABLES', 'INSTRUMENT', 'SAMPLE', 'COMPRESSED', 'FONTS', 'KEYS',
-           'VELOCITIES', 'BORROW', 'LEAD', 'SINGLE', 'SLOT', 'BLARE', 'BOWED', 'TUNE', 'riff_chunks', 'read_tables',
+           'VELOCITIES', 'LEAD', 'SINGLE', 'BORROW', 'SLOT', 'BLARE', 'BOWED', 'TUNE', 'riff_chunks', 'read_tables',
            'rows_of', 'first_rows', 'cut_tables', 'renumber', 'recorded_notes', 'chunk', 'one_program', 'list_programs',
            'soundfont_programs', 'soundfont_bytes', 'midi_renderer', 'zone_keys', 'sounding_keys', 'borrowed',
            'write_score', 'render_notes', 'SoundConfig', 'Event', 'next_pitch', 'sing', 'legato', 'write_phrase',
@@ -181,6 +181,8 @@ def midi_renderer():  # the function (SoundFont bytes, MIDI bytes) -> WAV bytes
 
 # %% ../nbs/12_sound.ipynb #c0ffee0c
 KEYS, VELOCITIES = 43, 44  # settings: the lowest of a zone, and 256 times the highest
+LEAD = 0.05  # s of tape before the piece: time for the player to get ready
+SINGLE = {65}  # programs that sound each note once; all others sound it twice in unison: 6 dB more above the rounding of a 16-bit tape
 BORROW = 7  # semitones that a recorded note may be bent to stand in for another key; further away the key stays silent
 
 def zone_keys(head, bag, gen,  # three tables (of presets or of instruments)
@@ -219,9 +221,6 @@ def borrowed(sounding: np.ndarray,  # see `sounding_keys`
     return shifts
 
 # %% ../nbs/12_sound.ipynb #b1d57811
-LEAD = 0.05  # s of tape before the piece: time for the player to get ready
-SINGLE = {65}  # programs that sound each note once; all others sound it twice in unison: 6 dB more above the rounding of a 16-bit tape
-
 def write_score(program: int,  # General MIDI program
                 notes,  # (key, start, end) with seconds, or (key, start, end, velocity)
                 seconds: float,  # length of the piece
@@ -231,8 +230,8 @@ def write_score(program: int,  # General MIDI program
     "Notes and bends as a MIDI file; notes that are bent by another shift have a player, and so a channel, of their own."
     from pretty_midi import ControlChange, Instrument, Note, PitchBend, PrettyMIDI
     score, shifts, times = PrettyMIDI(resolution=960), shifts or [0] * len(notes), 1 if program in SINGLE else 2
-    setup = [(0., 7, 127), (0., 91, 0), (0., 93, 0), (0., 101, 0), (0., 100, 0), (0.01, 6, 12)]  # volume, effects off, bends reach an octave
-    setup.append((seconds + 2 * LEAD, 7, 127))  # keeps the tape running
+    setup = [(0., 7, 127), (0., 91, 0), (0., 93, 0), (0., 101, 0), (0., 100, 0), (0.01, 6, 12),  # volume, no effects, bends of an octave
+             (seconds + 2 * LEAD, 7, 127)]  # keeps the tape running
     bend = [(LEAD / 2 - LEAD, bend[0][1] if len(bend) else 0.), *bend]
     for shift in sorted({0, *shifts}, key=lambda s: (abs(s), s)):
         player = Instrument(program)

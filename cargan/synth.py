@@ -41,8 +41,8 @@ class SynthConfig:
     workers: int = 0                     # processes; 0: one per core. The bytes written do not depend on it
 
 RELEASED = dict(  # instrument: (training, validation) pairs in the released set
-    bassoon=(1735, 390), cello=(9800, 1030), clarinet=(8125, 945), double_bass=(1270, 1180), flute=(5690, 925), horn=(5540, 525), oboe=(4505, 390),
-    sax=(7615, 910), trombone=(8690, 805), trumpet=(1015, 520), tuba=(3285, 525), viola=(6530, 485), violin=(7430, 945))
+    bassoon=(1735, 390), cello=(9800, 1030), clarinet=(8125, 945), double_bass=(1270, 1180), flute=(5690, 925), horn=(5540, 525),
+    oboe=(4505, 390), sax=(7615, 910), trombone=(8690, 805), trumpet=(1015, 520), tuba=(3285, 525), viola=(6530, 485), violin=(7430, 945))
 
 # %% ../nbs/14_synth.ipynb #0ade7c2c
 def check_synth(cfg: SynthConfig):
@@ -74,7 +74,8 @@ def recording_counts(cfg: SynthConfig) -> dict:  # instrument -> (training, vali
     "How many recordings of each instrument; with `imbalance` in the released proportions, at least one where any were asked for."
     if not cfg.imbalance: return dict.fromkeys(INSTRUMENTS, tuple(cfg.recordings))
     total = np.sum(list(RELEASED.values()), axis=0)
-    return {k: tuple(max(min(n, 1), round(len(INSTRUMENTS) * n * r / t)) for n, r, t in zip(cfg.recordings, RELEASED[k], total)) for k in INSTRUMENTS}
+    def share(n, released, total): return max(min(n, 1), round(len(INSTRUMENTS) * n * released / total))
+    return {k: tuple(map(share, cfg.recordings, RELEASED[k], total)) for k in INSTRUMENTS}
 
 def plan_recordings(cfg: SynthConfig) -> list:  # of `Job`
     "All recordings of a data set, in order."

@@ -205,6 +205,7 @@ def make_ear(cfg: TrainConfig, pairs: Pairs, keep: Callable):
     people = hashlib.sha256(repr(people_of(pairs.bundle).tolist()).encode()).hexdigest()
     if can_tell_people(pairs.bundle, pairs.train_idx): keep("who", dict(ear=ear, people=people), who)
 
+# %% ../nbs/29_training.ipynb #103305b4
 def epoch_pairs(cfg: TrainConfig, method: Method, dataset: PairDataset, idx: np.ndarray, extras: dict, epoch: int) -> EpochPairs:
     "The data set as one epoch sees it."
     wrong = mismatch(dataset.bundle.label, idx, cfg.seed, epoch) if method.wrong_pairs(cfg) else None

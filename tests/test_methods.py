@@ -119,14 +119,14 @@ def test_every_method_is_scored_by_the_same_command(name, tiny_data, work):
 
 
 def test_parts_are_made_once(work, tiny_data):
-    "Two runs with a shared folder: the second trains neither C nor its ear; two evaluations train the judges once."
+    "Two runs with a shared folder: the second trains no part again; two evaluations train the judges once."
     cfg = replace(tiny("cargan", work, max_steps=1), data=tiny_data/"data.npz", parts=work/"shared")
     first = train(replace(cfg, out=work/"one"))
     times = {f: f.stat().st_mtime_ns for f in (work/"shared").iterdir()}
-    assert {f.name.split("-")[0] for f in times} == {"classifier", "audio_classifier"}
+    assert {f.name.split("-")[0] for f in times} == {"classifier", "audio_classifier", "who"}
     second = train(replace(cfg, out=work/"two", seed=1))
     assert {f: f.stat().st_mtime_ns for f in (work/"shared").iterdir()} == times
-    for name in ("classifier", "audio_classifier"): assert (first/f"{name}.safetensors").read_bytes() == (second/f"{name}.safetensors").read_bytes()
+    for name in ("classifier", "audio_classifier", "who"): assert (first/f"{name}.safetensors").read_bytes() == (second/f"{name}.safetensors").read_bytes()
     evaluate(quick(first, cfg.data, work/"shared"))
     times = {f: f.stat().st_mtime_ns for f in (work/"shared").iterdir()}
     evaluate(quick(second, cfg.data, work/"shared"))
