@@ -2,19 +2,25 @@
 import json
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
 
+from cargan.bundle import save_bundle
 from cargan.cli import main
-from cargan.core import INSTRUMENTS
+from cargan.core import INSTRUMENTS, CarganError
 from cargan.disguise import noise_waves
 from cargan.heard import FAMILIES, Heard, Memory, decide, hear_windows, in_words, note_name, vote
-from cargan.hearing import AudioClassifier, AudioClassifierConfig, find_ear, load_audio_classifier
+from cargan.hearing import AudioClassifier, AudioClassifierConfig, find_ear, load_audio_classifier, train_who
 from cargan.looking import save_classifier
+from cargan.methods import TrainConfig, read_config
 from cargan.sound import SoundConfig, render_recording
+from cargan.training import train
+from conftest import ROOT
+from methods import tiny, toy_bundle
 
 KEYS = ["input", "label", "probability", "heard", "note", "loudness", "sure", "loudness_is", "windows"]
 WINDOW_KEYS = ["start", "label", "probability", "heard", "note", "loudness", "sure"]
@@ -142,3 +148,46 @@ def test_clear_failure(tmp_path, monkeypatch, capsys, words, says):
     err = capsys.readouterr().err
     assert code == 2 and "Traceback" not in err and says in err
     assert not (tmp_path/"heard.json").exists()
+
+
+# ---------------------------------------------------------------- the ear of a run
+def pairs_and_config(tmp_path, **changes):
+    save_bundle(toy_bundle(bands=True), tmp_path/"pairs.npz")
+    return tiny("mean", tmp_path, data=tmp_path/"pairs.npz", out=tmp_path/"run", **changes)
+
+
+def test_a_run_takes_the_ear_it_is_told(tmp_path):
+    "The shipped one by default, a file, or one that learns from the run's data alone; the configuration says which."
+    shipped = find_ear("shipped").read_bytes()
+    other = tmp_path/"other.safetensors"
+    save_classifier(other, AudioClassifier(AudioClassifierConfig(width=8)).eval())
+    for ear, same in (("shipped", shipped), (str(other), other.read_bytes()), ("own", None)):
+        (tmp_path/ear.replace("/", "_")).mkdir()
+        run = train(pairs_and_config(tmp_path/ear.replace("/", "_"), ear=ear))
+        written = (run/"audio_classifier.safetensors").read_bytes()
+        assert read_config(run/"config.json").ear == ear
+        assert written == same if same else written not in (shipped, other.read_bytes())
+    assert TrainConfig().ear == "shipped"
+
+
+def test_an_ear_that_is_not_there_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(CarganError, match="no_ear"): train(pairs_and_config(tmp_path, ear=str(tmp_path/"no_ear.safetensors")))
+    assert not (tmp_path/"run").exists()
+
+
+def test_a_run_from_before_there_was_a_shipped_ear_has_its_own():
+    assert read_config(ROOT/"tests"/"old_run"/"run"/"config.json").ear == "own"
+    old = load_audio_classifier(ROOT/"tests"/"old_run"/"run"/"audio_classifier.safetensors")
+    assert old.cfg.heads == ("instrument",)
+
+
+def test_who_plays_is_learnt_where_the_data_say_so(tmp_path, ear):
+    "Two players of one instrument, whose sounds differ in everything: told apart; and only among those who play it."
+    rng = np.random.default_rng(0)
+    player = np.tile([0, 1], 40)
+    lms = np.where(player[:, None, None] == 1, np.linspace(20, -60, 128)[:, None], np.linspace(-60, 20, 128)[:, None]) + rng.normal(0, 3, (80, 128, 44))
+    data = SimpleNamespace(lms_db=lms.astype(np.float32), label=np.repeat([3, 7], 40), performer=player.astype(str), recording=player)
+    who, report = train_who(ear, data, np.arange(0, 80, 4).repeat(2) + np.tile([0, 1], 20), np.arange(2, 80, 4))
+    assert report["people"] == 4 and report["accuracy"] > 0.9 and report["chance"] == 0.5
+    p = who(ear.features(torch.tensor(data.lms_db[:4])), torch.tensor([3, 3, 7, 7])).softmax(1)
+    np.testing.assert_allclose(p[:2, :2].sum(1), 1, atol=1e-5); np.testing.assert_allclose(p[2:, 2:].sum(1), 1, atol=1e-5)
