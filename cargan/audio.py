@@ -170,8 +170,9 @@ class Tally:
         self.means.append(whole.reshape(-1, self.part, x.shape[1]).mean(1) if len(whole) else x.mean(0)[None])
 
     def constant(self, mean: np.ndarray) -> np.ndarray:  # of each channel: True or False
-        "Whether the mean is there in every part of the file."
-        return (np.concatenate(self.means) * np.sign(mean) >= abs(mean) / 2).all(0)
+        "Whether the mean is there in every part of the file; of fewer than three parts nobody can say."
+        means = np.concatenate(self.means)
+        return (means * np.sign(mean) >= abs(mean) / 2).all(0) & (len(means) >= 3)
 
     def mix(self, rate: int,  # Hz
            ) -> tuple:  # (weight of each channel, offset of each channel), float32

@@ -126,10 +126,14 @@ def _coloured(n, slope, rng):  # n samples of noise, RMS 1
     x = np.fft.irfft(X, n)
     return x / x.std()
 
-def _hum(n, t, rng):  # the mains with seven harmonics, over pink noise
-    noise, mains, hum = _coloured(n, -0.5, rng), rng.choice([50, 60]), np.zeros(n)
-    for i in range(1, 9): hum += rng.exponential() / i * np.sin(2 * np.pi * (mains * i * t + rng.random()))
-    return hum / hum.std() + 10 ** rng.uniform(-2, 0) * noise
+def _hum(n, t, rng):  # the mains with 2 to 30 harmonics, bare or over noise
+    mains, fall, hum = rng.choice([50, 60, 100, 120]), rng.uniform(0, 1.5), np.zeros(n)
+    for i in range(1, rng.integers(3, 32)): hum += rng.exponential() / i ** fall * np.sin(2 * np.pi * (mains * i * t + rng.random()))
+    return hum / hum.std() + 10 ** rng.uniform(-5, 0) * _coloured(n, -0.5, rng)
+
+def _rumble(n, t, rng):  # a random walk: wind and traffic
+    x = np.cumsum(rng.standard_normal(n))
+    return x / x.std() + 10 ** rng.uniform(-5, -2) * _coloured(n, 0, rng)
 
 def _clicks(n, t, rng):  # 1 to 11 single samples, over faint pink noise
     x, height, count = np.zeros(n), rng.standard_normal() + 2, rng.integers(1, 12)
@@ -150,12 +154,13 @@ def _speech(n, t, rng):  # pulses of a gliding pitch through moving formants, an
 
 def _band(n, t, rng):  # noise around one frequency
     X, octave = np.fft.rfft(rng.standard_normal(n)), np.log2(np.maximum(np.fft.rfftfreq(n, t[1]), 1))
-    middle, width = rng.uniform(7, 12.5), rng.uniform(0.2, 1.2)
-    x = np.fft.irfft(X * np.exp(-0.5 * ((octave - middle) / width) ** 2), n)
+    middle, width = rng.uniform(6, 12.5), rng.uniform(0.1, 1.2)
+    shape = np.exp(-0.5 * ((octave - middle) / width) ** 2) if rng.random() < 0.5 else abs(octave - middle) < width  # soft or hard edges
+    x = np.fft.irfft(X * shape, n)
     return x / x.std()
 
 # %% ../nbs/19_disguise.ipynb #da2e2def
-NOISES = ("silence", "white", "pink", "brown", "hum", "clicks", "band", "speech", "speech")  # in turn; speech needs the most examples
+NOISES = ("silence", "white", "pink", "brown", "rumble", "clicks", "hum", "hum", "band", "band", "speech", "speech")  # in turn, the hard ones twice
 
 def noise_waves(n: int,  # how many
                 kinds: tuple = NOISES,  # what to choose from, in turn; "blue" and "violet" exist as well
@@ -165,7 +170,7 @@ def noise_waves(n: int,  # how many
                ) -> np.ndarray:  # n x samples, float32
     "What a microphone picks up when nobody plays, from digital silence to -10 dBFS; raises `CarganError` for an unknown kind."
     rng, t, out = np.random.default_rng(seed), np.arange(samples) / sample_rate, []
-    others = dict(hum=_hum, clicks=_clicks, band=_band, speech=_speech)
+    others = dict(hum=_hum, rumble=_rumble, clicks=_clicks, band=_band, speech=_speech)
     for k in range(n):
         kind = kinds[k % len(kinds)]
         if kind in SLOPES: x = _coloured(samples, SLOPES[kind], rng)

@@ -19,7 +19,7 @@ from torch import nn
 from tyro.conf import Positional
 
 from .audio import open_sound, stream
-from .core import INSTRUMENTS, CarganError, write_json
+from .core import INSTRUMENTS, CarganError, existing_file, write_json
 from .hearing import LOWEST, NOTES, find_ear, levels, load_audio_classifier
 from .lms import LMSConfig, log_mel, stream_windows
 
@@ -172,6 +172,7 @@ def hear(cfg: HearConfig) -> list:  # one dict a file
     if cfg.out is not None and Path(cfg.out).is_dir():
         raise CarganError(f"{cfg.out} is a folder; give the name of a file, such as heard.json")
     ear, heard = load_audio_classifier(find_ear(cfg.ear)), []
+    for path in cfg.audio: existing_file(path, "sound file")  # a wrong name is said before hours of listening
     for path in cfg.audio:
         found = hear_file(ear, path, hop=cfg.hop)
         each = [dict(start=round(i * found.hop, 4), **asdict(h)) for i, h in enumerate(found.windows)]

@@ -163,7 +163,7 @@ def training_sounds(bundle,  # a pair bundle
                    ) -> tuple:  # (positions -> (B x 128 x 44 dB, B x 3), how many)
     "Bundle windows, then those of other makers, and in each batch some noises; all of them varied by `augment_lms`."
     more, more_truth = from_other_makers(cfg, progress)
-    noises, n, n_noise = log_mel(noise_waves(360, seed=cfg.seed)), len(train_idx), round(cfg.nothing * cfg.batch_size)
+    noises, n, n_noise = log_mel(noise_waves(960, seed=cfg.seed)), len(train_idx), round(cfg.nothing * cfg.batch_size)
     silent = torch.tensor([[cfg.n_classes, -1, torch.nan]]).repeat(n_noise, 1)
     def batches(i):
         i, k = i[:max(1, len(i) - n_noise)], torch.randint(len(noises), (n_noise,))
@@ -283,7 +283,12 @@ def old_or_new(**settings) -> AudioClassifierConfig:
 def load_audio_classifier(path: str | Path,  # a file of `save_classifier`
                          ) -> AudioClassifier:  # frozen, in eval mode; `.report` holds its report
     "Read an ear; raises `CarganError` if the file is missing, damaged or holds something else."
-    return load_network(path, AudioClassifier, old_or_new)
+    ear = load_network(path, AudioClassifier, old_or_new)
+    if (ear.cfg.n_classes, ear.cfg.n_mels) != (len(INSTRUMENTS), 128):
+        raise CarganError(f"the ear in {path} knows {ear.cfg.n_classes} classes and {ear.cfg.n_mels} mel bands, not 13 and 128; give another")
+    if not all(x.isfinite().all() for x in ear.state_dict().values()):
+        raise CarganError(f"the ear in {path} holds weights that are not finite; train it again")
+    return ear
 
 def find_ear(name: str | Path,  # 'shipped', a run's folder, or a file of `save_classifier`
             ) -> Path:  # of the weights

@@ -31,7 +31,7 @@ class TrainConfig:
     data: Path = Path("data/pairs.npz")  # bundle (.npz or folder), or a data set in the released layout
     out: Path = Path("runs/cargan")  # the run's folder; starting again on an unfinished one resumes it
     parts: Path | None = None  # folder for what is trained beforehand, to share between runs; default: each run makes its own
-    ear: str = "shipped"  # who names the instrument for a user who has only a sound: 'shipped', 'own' (learns from these data alone), or a file
+    ear: str = "shipped"  # who names the instrument for a user who has only a sound: 'shipped', 'own' (learns from these data alone), a run, or a file
     audio: AudioClassifierConfig = AudioClassifierConfig()  # how an 'own' ear learns
     epochs: int = 200  # passes over the training pairs
     max_steps: int | None = None  # stop after so many steps, whatever `epochs` says
