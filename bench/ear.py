@@ -36,7 +36,7 @@ from cargan.makers import other_sounds
 from cargan.sound import SoundConfig, render_recording
 
 FOLDS = 3
-SYNTH_SEED = 3_000_000  # `cargan synth` numbers its recordings 10,000 x seed + song: those of its first 300 seeds lie below
+SYNTH_SEED = -1  # and downwards: `cargan synth` numbers its recordings 10,000 x seed + song, from 0 on
 
 
 def as_synth(n: int, windows: int = 6) -> dict:
@@ -44,7 +44,7 @@ def as_synth(n: int, windows: int = 6) -> dict:
     lms, label, pitch, loudness, rest, recording = [], [], [], [], [], []
     for k in range(-(-n // windows)):
         name = INSTRUMENTS[k % 13]
-        wave, causes = render_recording(name, k // 13 % 6, SYNTH_SEED + k, SoundConfig(windows=windows))
+        wave, causes = render_recording(name, k // 13 % 6, SYNTH_SEED - k, SoundConfig(windows=windows))
         lms.append(log_mel(wave.reshape(windows, -1)).half().numpy())
         for f in causes:
             label.append(k % 13); rest.append(f.rest); recording.append(k)

@@ -99,8 +99,7 @@ class SoundToImage:
 
     @classmethod
     def load(cls, run: str | Path,  # folder written by `train`
-             device: str = "cpu",  # or "cuda"
-            ) -> "SoundToImage":
+             device: str = "cpu") -> "SoundToImage":  # or "cuda"
         "From the run's last checkpoint and its ear; raises `CarganError` if either is missing or damaged."
         return cls(load_run(run, device)[0], load_audio_classifier(Path(run)/"audio_classifier.safetensors"))
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['tune', 'make_accelerator', 'warmed_up', 'layout', 'make_optimisers', 'make_players', 'save_checkpoint',
-           'load_checkpoint', 'Meter', 'rewind_log', 'sample_grid', 'open_run', 'make_parts', 'make_ear', 'epoch_pairs',
-           'batches', 'to_device', 'open_pairs', 'train', 'last_step', 'fit', 'exploded', 'log', 'save_samples',
-           'bare_networks', 'averaged']
+           'load_checkpoint', 'Meter', 'rewind_log', 'sample_grid', 'open_run', 'make_parts', 'check_ear_of',
+           'make_ear', 'epoch_pairs', 'batches', 'to_device', 'open_pairs', 'train', 'last_step', 'fit', 'exploded',
+           'log', 'save_samples', 'bare_networks', 'averaged']
 
 # %% ../nbs/29_training.ipynb #77de68da
 import copy, ctypes, hashlib, json, math, shutil, sys, time
@@ -190,6 +190,13 @@ def make_parts(cfg: TrainConfig, method: Method, pairs: Pairs):
     method.make_parts(cfg, pairs, keep)
     make_ear(cfg, pairs, keep)
 
+def check_ear_of(cfg: TrainConfig):
+    "Raises `CarganError` now rather than later for an ear, or makers to teach one, that are not there."
+    if cfg.ear != "own": load_audio_classifier(find_ear(cfg.ear))
+    elif cfg.audio.other_windows:
+        from cargan.makers import find_maker
+        for name in cfg.audio.makers: find_maker(name)
+
 def make_ear(cfg: TrainConfig, pairs: Pairs, keep: Callable):
     "The ear of the run: a given one as it is, or one that learns from these data; and who plays, where the data say so."
     def own(path):
@@ -238,7 +245,7 @@ def open_pairs(cfg: TrainConfig, device) -> Pairs:
 def train(cfg: TrainConfig) -> Path:  # the run's folder
     "Train any method, or go on with a run that was interrupted."
     check_config(cfg)
-    if cfg.ear != "own": load_audio_classifier(find_ear(cfg.ear))  # refused now rather than later
+    check_ear_of(cfg)
     method, accelerator, out = find_method(cfg.method), make_accelerator(cfg), Path(cfg.out)
     pairs = open_pairs(cfg, accelerator.device)
     idx, dataset = pairs.train_idx, PairDataset(pairs.bundle, cfg.model.size, lms=getattr(cfg.model, "lms", "db"))

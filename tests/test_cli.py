@@ -355,7 +355,9 @@ BAD = {
     "train: size not a power of two": lambda s: T(s, "--size", "50"),
     **{f"train: {' '.join(o)}": lambda s, o=o: T(s, *o) for o in (
         ("--workers", "-1"), ("--seed", "-1"), ("--loss.lambda-l1", "nan"), ("--loss.lambda-l1", "-5"), ("--model.n-classes", "20"), ("--classifier.n-classes", "20"),
-        ("--classifier.lr", "nan"), ("--audio.n-mels", "64"), ("--audio.drop", "3"), ("--audio.makers", "Stradivari"))},
+        ("--classifier.lr", "nan"), ("--audio.n-mels", "64"), ("--audio.drop", "3"))},
+    "train: a maker that there isn't": lambda s: T(s, "--ear", "own", "--audio.other-windows", "3", "--audio.makers", "Stradivari"),
+    "train: an ear that there isn't": lambda s: T(s, "--ear", s.tmp/"no_ear.safetensors"),
     "train: another log-mel recipe": lambda s: T(s, data=s.new_bundle(lms_db=load(s.bundle)["lms_db"][:, :64])),
     "train: a list for config.json": lambda s: ["train", "--data", s.bundle, "--out", with_json(s.run(), []), *TINY],
     "train: other pairs than before": lambda s: ["train", "--data", s.new_bundle(pair_id=load(s.bundle)["pair_id"][::-1]), "--out", s.run(), *TINY, "--max-steps", "4"],
@@ -380,6 +382,12 @@ BAD = {
     "evaluate: missing data": lambda s: ["evaluate", "--run", s.run(), "--data", s.tmp/"no.npz"],
     "evaluate: truncated data": lambda s: ["evaluate", "--run", s.run(), "--data", cut(Path(shutil.copy(s.bundle, s.tmp)))],
     # generate
+    "hear: nothing given": lambda s: ["hear"],
+    "hear: missing sound": lambda s: ["hear", s.tmp/"no.wav"],
+    "hear: an ear that there isn't": lambda s: ["hear", "--ear", s.tmp/"no_ear", s.song],
+    "hear: a sound for an ear": lambda s: ["hear", "--ear", s.song, s.song],
+    "hear: no step at all": lambda s: ["hear", "--hop", "0", s.song],
+    "hear: a folder for the JSON": lambda s: ["hear", "--out", s.tmp, s.song],
     "generate: nothing given": lambda s: ["generate"],
     "generate: no sound": lambda s: G(s),
     "generate: missing sound": lambda s: G(s, s.tmp/"no.wav"),

@@ -73,7 +73,7 @@ def test_it_hears_what_was_played(ear, recordings):
     assert np.corrcoef(np.concatenate(pairs).T)[0, 1] > 0.8
 
 
-@pytest.mark.parametrize("kind", ["silence", "white", "pink", "brown", "hum", "clicks", "band"])
+@pytest.mark.parametrize("kind", ["silence", "white", "pink", "brown", "rumble", "hum", "clicks", "band"])
 def test_noise_is_no_instrument(ear, kind):
     alarms = [hear_windows(ear, w[None]).whole.heard for w in noise_waves(20, (kind,), seed=77)]
     assert np.mean(alarms) <= 0.05
@@ -191,3 +191,23 @@ def test_who_plays_is_learnt_where_the_data_say_so(tmp_path, ear):
     assert report["people"] == 4 and report["accuracy"] > 0.9 and report["chance"] == 0.5
     p = who(ear.features(torch.tensor(data.lms_db[:4])), torch.tensor([3, 3, 7, 7])).softmax(1)
     np.testing.assert_allclose(p[:2, :2].sum(1), 1, atol=1e-5); np.testing.assert_allclose(p[2:, 2:].sum(1), 1, atol=1e-5)
+
+
+def mains(rng, harmonics: int, seconds: float = 2.):
+    "Hum of the mains as an electrician would write it down: harmonics of 50 or 60 Hz, and not a trace of noise."
+    t, hz = np.arange(round(44100 * seconds)) / 44100, rng.choice([50, 60, 100])
+    x = sum(rng.uniform(0.2, 1) / k * np.sin(2 * np.pi * (hz * k * t + rng.random())) for k in range(1, harmonics + 1))
+    return (0.1 * x / abs(x).max()).astype(np.float32)
+
+
+@pytest.mark.parametrize("harmonics", [5, 12, 30])
+def test_hum_without_noise_is_no_instrument(ear, harmonics):
+    rng = np.random.default_rng(harmonics)
+    alarms = [hear_windows(ear, mains(rng, harmonics).reshape(-1, 22050)).whole.heard for _ in range(20)]
+    assert np.mean(alarms) <= 0.05
+
+
+def test_a_random_walk_is_no_instrument(ear):
+    rng = np.random.default_rng(3)
+    walks = [np.cumsum(rng.standard_normal(44100)) for _ in range(20)]
+    assert np.mean([hear_windows(ear, (0.1 * x / abs(x).max()).astype(np.float32).reshape(-1, 22050)).whole.heard for x in walks]) <= 0.05
