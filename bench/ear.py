@@ -25,6 +25,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import tyro
+from real_notes import calibration
 
 from cargan.audio import load_audio
 from cargan.core import INSTRUMENTS, CarganError, atomic_path, writable_folder, write_json
@@ -135,13 +136,7 @@ def calibrate(truth: np.ndarray, said: np.ndarray) -> dict:
     precision = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
     enough = np.flatnonzero(precision >= 0.8)
     sure = float(p[order[enough[-1]]]) if len(enough) else 1.
-    return dict(temperature=float(temperature), sure=round(sure, 3), ece=calibration_error(p, right), share_sure=float((p >= sure).mean()))
-
-
-def calibration_error(p: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
-    "How far confidence and accuracy are apart, in ten bins of confidence, weighted by how many lie in each."
-    at = np.minimum((p * bins).astype(int), bins - 1)
-    return float(sum(abs(p[at == b].mean() - right[at == b].mean()) * (at == b).mean() for b in np.unique(at)))
+    return dict(temperature=float(temperature), sure=round(sure, 3), ece=float(calibration(p, right)[0]), share_sure=float((p >= sure).mean()))
 
 
 def same_family(a: np.ndarray, b: np.ndarray) -> float:

@@ -13,12 +13,10 @@ import numpy as np
 import pandas as pd
 import tyro
 
+from cargan import makers
 from cargan.core import INSTRUMENTS, CarganError, existing_file, write_json
 from cargan.heard import FAMILIES, hear_file
 from cargan.hearing import find_ear, load_audio_classifier
-
-STEPS = dict(C=0, D=2, E=4, F=5, G=7, A=9, B=11)
-
 
 @dataclass(frozen=True)
 class Config:
@@ -38,9 +36,8 @@ def read_index(folder: Path) -> list:
 
 def key_of(name: str) -> int | None:
     "The MIDI key of a name such as A4, Cs4, C#4 or Bb3; None if it is no such name."
-    letter, sharp, octave = name[:1].upper(), name[1:-1].replace("s", "#"), name[-1:]
-    if letter not in STEPS or sharp not in ("", "#", "b") or not octave.isdigit(): return None
-    return 12 * (int(octave) + 1) + STEPS[letter] + (sharp == "#") - (sharp == "b")
+    try: return makers.key_of(name) if name else None
+    except ValueError: return None
 
 
 def calibration(p: np.ndarray, right: np.ndarray, bins: int = 10) -> tuple:  # (expected calibration error, a row for each bin)

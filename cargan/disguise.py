@@ -13,6 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .core import CarganError
+
 # %% ../nbs/19_disguise.ipynb #19d00006
 @dataclass(frozen=True)
 class Disguise:
@@ -160,7 +162,8 @@ def _band(n, t, rng):  # noise around one frequency
     return x / x.std()
 
 # %% ../nbs/19_disguise.ipynb #da2e2def
-NOISES = ("silence", "white", "pink", "brown", "rumble", "clicks", "hum", "hum", "band", "band", "speech", "speech")  # in turn, the hard ones twice
+NOISES = ("silence", "white", "pink", "brown", "rumble", "clicks",
+          "hum", "hum", "band", "band", "speech", "speech")  # in turn, the hard ones twice
 
 def noise_waves(n: int,  # how many
                 kinds: tuple = NOISES,  # what to choose from, in turn; "blue" and "violet" exist as well

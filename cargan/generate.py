@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from tyro.conf import Positional
 
-from .audio import load_audio, open_sound, stream, to_mono
+from .audio import open_sound, stream, to_mono
 from .core import INSTRUMENTS, CarganError, existing_file, to_uint8, writable_folder, write_json
 from .heard import Heard, Recording, among, hear_windows, in_words
 from .hearing import load_audio_classifier
@@ -217,7 +217,7 @@ class Film:
     def __enter__(self): return self
     def __exit__(self, kind, *rest):
         streams = [s for s in (self.video, self.audio) if s and not kind]
-        for stream in streams: self.file.mux(stream.encode(None))  # what the encoders still hold
+        for track in streams: self.file.mux(track.encode(None))  # what the encoders still hold
         self.file.close()
 
 # %% ../nbs/60_generate.ipynb #5b384ce3

@@ -7,8 +7,7 @@ __all__ = ['FAMILIES', 'LOUD', 'RELATIVE', 'note_name', 'Memory', 'remember', 'r
            'vote', 'Recording', 'hear_windows', 'hear_file', 'in_words', 'HearConfig', 'hear']
 
 # %% ../nbs/58_heard.ipynb #58d00004
-import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from tyro.conf import Positional
 
 from .audio import open_sound, stream
 from .core import INSTRUMENTS, CarganError, existing_file, write_json
-from .hearing import LOWEST, NOTES, find_ear, levels, load_audio_classifier
+from .hearing import LOWEST, find_ear, levels, load_audio_classifier
 from .lms import LMSConfig, log_mel, stream_windows
 
 # %% ../nbs/58_heard.ipynb #58d00021

@@ -285,7 +285,8 @@ def load_audio_classifier(path: str | Path,  # a file of `save_classifier`
     "Read an ear; raises `CarganError` if the file is missing, damaged or holds something else."
     ear = load_network(path, AudioClassifier, old_or_new)
     if (ear.cfg.n_classes, ear.cfg.n_mels) != (len(INSTRUMENTS), 128):
-        raise CarganError(f"the ear in {path} knows {ear.cfg.n_classes} classes and {ear.cfg.n_mels} mel bands, not 13 and 128; give another")
+        raise CarganError(f"the ear in {path} knows {ear.cfg.n_classes} classes and {ear.cfg.n_mels} mel bands, "
+                          "not 13 and 128; give another")
     if not all(x.isfinite().all() for x in ear.state_dict().values()):
         raise CarganError(f"the ear in {path} holds weights that are not finite; train it again")
     return ear

@@ -151,7 +151,7 @@ def show_pipeline(wave,  # samples, mono
 # %% ../nbs/10_lms.ipynb #0286dd55
 def stream_windows(blocks,  # samples, mono, in pieces of any size
                    cfg: LMSConfig = LMSConfig(),  # the recipe: its clip length is the window
-                   hop: float = None,  # samples from one window to the next, at least 1, not always a whole number; None: windows side by side
+                   hop: float = None,  # samples from one window to the next, at least 1, maybe a fraction; None: side by side
                   ):  # yields windows of cfg.samples; at least one
     "Cut a sound into clips as it comes; a short sound is zero-padded to one clip, and so is an uncovered rest of at least half a clip."
     n, hop, count, start, held = cfg.samples, hop or cfg.samples, 0, 0, np.zeros(0, np.float32)  # held[0] is sample number `start`

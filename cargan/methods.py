@@ -31,7 +31,7 @@ class TrainConfig:
     data: Path = Path("data/pairs.npz")  # bundle (.npz or folder), or a data set in the released layout
     out: Path = Path("runs/cargan")  # the run's folder; starting again on an unfinished one resumes it
     parts: Path | None = None  # folder for what is trained beforehand, to share between runs; default: each run makes its own
-    ear: str = "shipped"  # who names the instrument for a user who has only a sound: 'shipped', 'own' (learns from these data alone), a run, or a file
+    ear: str = "shipped"  # who listens: 'shipped', 'own' (learns from these data alone), a run's folder, or an ear's file
     audio: AudioClassifierConfig = AudioClassifierConfig()  # how an 'own' ear learns
     epochs: int = 200  # passes over the training pairs
     max_steps: int | None = None  # stop after so many steps, whatever `epochs` says
@@ -119,7 +119,8 @@ def config_from_dict(cls, values: dict):  # an instance of the dataclass `cls`
 def read_config(path: str | Path) -> TrainConfig:  # of the class that the run's method has
     "The configuration of a run; raises `CarganError` if the file is missing, damaged or of an unknown method."
     values = read_json(path, "configuration")
-    return config_from_dict(find_method(values.pop("method", "cargan")).config, dict(ear="own") | values)  # of a run from before one was shipped
+    values = dict(ear="own") | values  # a run from before an ear was shipped has its own
+    return config_from_dict(find_method(values.pop("method", "cargan")).config, values)
 
 # %% ../nbs/27_methods.ipynb #1574bdda
 def variant_of(cfg: TrainConfig) -> str | None:  # such as "A"; none for the method as it is

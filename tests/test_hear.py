@@ -13,7 +13,7 @@ from cargan.bundle import save_bundle
 from cargan.cli import main
 from cargan.core import INSTRUMENTS, CarganError
 from cargan.disguise import noise_waves
-from cargan.heard import FAMILIES, Heard, Memory, decide, hear_windows, in_words, note_name, vote
+from cargan.heard import FAMILIES, Memory, decide, hear_windows, in_words, note_name, vote
 from cargan.hearing import AudioClassifier, AudioClassifierConfig, find_ear, load_audio_classifier, train_who
 from cargan.looking import save_classifier
 from cargan.methods import TrainConfig, read_config

@@ -1,5 +1,5 @@
 "Every notebook runs; notebooks, package and README agree; nothing of anyone's machine is in them."
-import filecmp, json, os, re, shutil, subprocess, sys
+import builtins, dis, filecmp, importlib, json, os, re, shutil, subprocess, sys, types
 from pathlib import Path
 
 import pytest
@@ -96,3 +96,17 @@ def test_imports_point_to_lower_numbers():
         used = set(re.findall(r"^from \.(\w+) import", source, flags=re.M))
         assert used <= seen, f"{stem} imports {sorted(used - seen)}, which come later"
         seen.add(name)
+
+
+def globals_read(code):
+    "Names that a code object, or one inside it, looks up in its module."
+    names = {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
+    return names.union(*(globals_read(c) for c in code.co_consts if isinstance(c, types.CodeType)))
+
+
+@pytest.mark.parametrize("module", sorted(p.stem for p in (ROOT/"cargan").glob("[a-z]*.py")))
+def test_a_module_knows_every_name_it_uses(module):
+    "An import in a cell that isn't exported serves the notebook, and leaves the package without the name."
+    names = globals_read(compile((ROOT/"cargan"/f"{module}.py").read_text(), module, "exec"))
+    known = vars(importlib.import_module(f"cargan.{module}")).keys() | vars(builtins).keys()
+    assert not names - known
