@@ -26,6 +26,6 @@ setup(
     install_requires=cfg["requirements"].split(),
     extras_require={key.removesuffix(EXTRA): cfg[key].split() for key in cfg if key.endswith(EXTRA)},
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
-    package_data={"cargan": ["weights/*"]},
+    package_data={"cargan": ["weights/*", "weights/*/*"]},
     include_package_data=True,
 )

@@ -1,6 +1,6 @@
 """How much of a short run is chance: the same training again and again, its first weights nudged by some millionths.
 
-  python bench/draws.py OUT --run runs/quickstart --data data/synthurmp.npz [--nudges 0 1 2 3] [--max-steps 720]
+  python bench/draws.py OUT --run runs/cargan --data data/synthurmp.npz [--nudges 0 1 2 3] [--max-steps 720]
 
 Every draw has the run's configuration, seed, parts and judges. It begins from a checkpoint of step 0 in which the weights of the first network's first convolution are
 multiplied by 1 + k/10^6: some ten roundings, in one layer and once, in place of what another version of the code or another number of threads does to every sum. OUT/draw_0, OUT/draw_1, … are runs;
@@ -25,7 +25,7 @@ from common import run
 class Draws:
     "Several draws of one run."
     out: tyro.conf.Positional[Path]  # folder of the draws
-    run: Path = Path("runs/quickstart")  # a run; what it made beforehand, and judges that `cargan evaluate` trained for it, are the same for all draws
+    run: Path = Path("runs/cargan")  # a run; what it made beforehand, and judges that `cargan evaluate` trained for it, are the same for all draws
     data: Path = Path("data/synthurmp.npz")  # its bundle
     nudges: tuple[int, ...] = (0, 1, 2, 3)  # k, in millionths
     max_steps: int = 720

@@ -40,14 +40,16 @@ def score(c: Seeds, seed: int) -> dict:
     run = train(replace(seeded, data=c.data, out=c.out/f"seed_{seed}", max_steps=c.max_steps, keep=50, checkpoint_every=400))  # several: γ and residue over training
     cfg, steps = EvaluateConfig(run, c.data, pictures=c.pictures, listen=c.listen, parts=c.out/"parts"), int(read_log(run).step.iloc[-1])
     done = read_json(run/"metrics.json") if (run/"metrics.json").exists() else {}
-    return done if done.get("steps") == steps and done.get("data") == str(c.data) and "listening" in done else evaluate(cfg)
+    return done if done.get("steps") == steps and done.get("data") == str(c.data) and "follows_sound" in done else evaluate(cfg)
 
 
 def table(runs: list[dict], key: str) -> str:
     "One block of the metrics, every number as mean ± standard deviation (number of seeds); n as it is."
     flat = [flatten(m[key], "") for m in runs if key in m]
     names = [k for k in flat[0] if all(k in f for f in flat)]
-    cell = lambda k: f"{flat[0][k]:.0f}" if k.rsplit(".", 1)[-1].startswith("n") and len({f[k] for f in flat}) == 1 else mean_std([f[k] for f in flat])
+    def cell(k):
+        counts = k.rsplit(".", 1)[-1] in ("n", "n_real", "n_training") and len({f[k] for f in flat}) == 1
+        return f"{flat[0][k]:.0f}" if counts else mean_std([f[k] for f in flat])
     rows = {}
     for k in names:
         row, _, column = k.rpartition(".")

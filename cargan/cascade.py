@@ -133,11 +133,11 @@ def make_parts(cfg: CARGANTrain, pairs: Pairs, keep: Callable):
     keep("classifier", asdict(image), train_C)
     if cfg.model.told == "heard": keep("heard", dict(asdict(cfg.audio), ear=cfg.ear), hear_all)
 
-def extras(cfg: CARGANTrain, pairs: Pairs, folder: Path) -> dict:  # name -> a row for each pair of the bundle
+def extras(cfg: CARGANTrain, pairs: Pairs | None, folder: Path) -> dict:  # name -> a row for each pair of the bundle, if one is given
     "What the ears heard, where that is what the generators are told."
     if cfg.model.told != "heard": return {}
     heard = load_weights(folder/"heard.safetensors")[0].get("heard")
-    if heard is None or len(heard) != len(pairs.bundle):
+    if heard is None or (pairs and len(heard) != len(pairs.bundle)):
         raise CarganError(f"{folder/'heard.safetensors'} was not made for these pairs; delete it, and it is made again")
     return dict(heard=heard.numpy())
 

@@ -6,8 +6,8 @@
 __all__ = ['COMMANDS', 'OVERVIEW', 'TRAIN_HELP', 'LABEL_SAYS', 'Command', 'overview', 'one_line', 'parse', 'short_names',
            'full_names', 'said', 'differences', 'variants_help', 'choose', 'train_words', 'parse_train', 'InfoConfig',
            'info', 'describe', 'millions', 'parameters', 'nearest_preset', 'describe_run', 'describe_bundle',
-           'describe_data', 'describe_weights', 'describe_sound', 'quiet_stderr', 'run', 'without', 'main', 'excuse',
-           'complain']
+           'is_listener', 'describe_listener', 'describe_data', 'describe_weights', 'describe_sound', 'quiet_stderr',
+           'run', 'without', 'main', 'excuse', 'complain']
 
 # %% ../nbs/62_cli.ipynb #77de68da
 import importlib, inspect, io, json, os, re, sys, textwrap, warnings
@@ -40,31 +40,33 @@ COMMANDS = {
     "prepare": Command("read sounds and pictures (Sub-URMP, list file, your own) into one bundle",
                        "cargan prepare --source data/synthurmp --out data/synthurmp.npz", "cargan.bundle", "PrepareConfig", "prepare",
                        "the same command goes on where it stopped", "train"),
-    "train": Command("train a method: CAR-GAN, a baseline or a control; or go on with a run",
-                     "cargan train --data data/synthurmp.npz --out runs/quickstart", "cargan.training", "TrainConfig", "train",
+    "train": Command("train a method: the listener, CAR-GAN, a baseline or a control; or go on with a run",
+                     "cargan train --method listener --data data/synthurmp.npz --out runs/listener",
+                     "cargan.training", "TrainConfig", "train",
                      "the same command goes on from the last checkpoint", "train"),
     "evaluate": Command("score a run on held-out recordings and ask whether it listens; a report",
-                        "cargan evaluate --run runs/quickstart --data data/synthurmp.npz",
+                        "cargan evaluate --run runs/listener --data data/synthurmp.npz",
                         "cargan.evaluation", "EvaluateConfig", "evaluate", "what took long was kept; start it again", "evaluate"),
     "hear": Command("say what sound files hold: instrument, note, loudness, and how sure that is",
                     "cargan hear --out heard.json note.wav", "cargan.heard", "HearConfig", "hear"),
-    "generate": Command("turn sound files into pictures and films",
-                        "cargan generate --run runs/quickstart --out pictures --video data/synthurmp/melody.wav",
+    "generate": Command("turn sound files into pictures and films; nothing has to be trained for it",
+                        "cargan generate --video --fps 10 note.wav",
                         "cargan.generate", "GenerateConfig", "generate"),
     "sound": Command("turn pictures into sounds, with a run of a method that can",
                      "cargan sound --run runs/cmcgan --out sounds frame.png", "cargan.sonify", "SonifyConfig", "sonify", extra="sound"),
     "export": Command("write a run, or an ear, as one ONNX file, for programs without PyTorch",
-                      "cargan export --run runs/quickstart --out cargan.onnx", "cargan.export", "ExportConfig", "export_run", extra="export"),
+                      "cargan export --run runs/listener --out listener.onnx", "cargan.export", "ExportConfig", "export_run",
+                      extra="export"),
     "info": Command("say what a run, a bundle, a data folder, a weights file or a sound file holds",
-                    "cargan info runs/quickstart", "cargan.cli", "InfoConfig", "info"),
+                    "cargan info runs/listener", "cargan.cli", "InfoConfig", "info"),
 }
 
 # %% ../nbs/62_cli.ipynb #902ba3cd
 OVERVIEW = """usage: cargan COMMAND [options]
 
 From half a second of an instrument's sound to a picture of the musician: CAR-GAN (arXiv 1907.01826), the methods it is
-compared with, and controls that show how far one gets without listening. cargan train --method NAME chooses one; all other
-commands read it from the run.
+compared with, controls that show how far one gets without listening, and a listener, whose picture follows the note.
+cargan train --method NAME chooses one; all other commands read it from the run. To try it at once: cargan generate --example
 
 commands, in the order of use:
 
@@ -153,11 +155,12 @@ def variants_help(method, preset: str) -> str:
 TRAIN_HELP = """Train a method on a bundle (or a data folder), with everything that it needs beforehand.
 
 --method chooses what is trained, and with it the options below: they are those of {method}. --preset chooses the defaults of
-all options: 'lab' is 64 px and minutes on two cores, 'paper' the paper's scale as far as it is known, for GPUs. --variant changes
+all options: 'lab' is 64 px and minutes on two cores, 'full' (of a listener) 128 px and hours, 'paper' 256 px, for GPUs. --variant changes
 some of them, as in the ablations. Short names are enough where they say enough: --size for --model.size. Started again on
 the same --out, a run goes on from its last checkpoint; a finished one says so.
 
-  cargan train --data data/synthurmp.npz --out runs/quickstart
+  cargan train --method listener --data data/synthurmp.npz --out runs/listener
+  cargan train --data data/synthurmp.npz --out runs/cargan
   cargan train --method s2ic --parts runs/parts --data data/synthurmp.npz --out runs/s2ic
   cargan train --variant A --data data/synthurmp.npz --out runs/A --epochs 20
   cargan train --method cmcgan --help
@@ -187,7 +190,7 @@ def train_words(config,  # a method's configuration
     from cargan.methods import METHODS
     def word(kind, says): return Annotated[kind, tyro.conf.arg(help=says)]
     words = dict(method=word(Literal[tuple(METHODS)], "what to train; each method has its own options, see --method NAME --help"),
-                 preset=word(Literal[tuple(method.presets)], "which defaults: lab (two cores, minutes) or paper (GPUs)"))
+                 preset=word(Literal[tuple(method.presets)], "which defaults: lab (two cores, minutes), full (hours) or paper (GPUs)"))
     if method.variants: words["variant"] = word(Literal[tuple(method.variants)] | None, variants_help(method, preset))
     return make_dataclass("Train", [("config", Annotated[config, tyro.conf.arg(name="")]), *words.items()], frozen=True)
 
@@ -219,7 +222,7 @@ def describe(path: str | Path) -> dict:  # fact -> value
     from cargan.core import CarganError
     path = Path(path)
     if not path.exists(): raise CarganError(f"{path} does not exist; give a run, a bundle, a data folder, a weights file or a sound file")
-    if (path/"config.json").exists(): return describe_run(path)
+    if (path/"config.json").exists(): return describe_listener(path) if is_listener(path) else describe_run(path)
     if path.suffix == ".npz" or (path/"image.npy").exists(): return describe_bundle(path)
     if (path/"img").is_dir(): return describe_data(path)
     if path.suffix == ".safetensors": return describe_weights(path)
@@ -284,6 +287,22 @@ def describe_bundle(path: Path) -> dict:
     if b.split is not None: facts["split"] = counts(b.split)
     if b.recording is not None: facts["recordings"] = len(set(map(str, b.recording)))
     return facts | ({"factors": ", ".join(b.factors)} if b.factors else {})
+
+# %% ../nbs/62_cli.ipynb #62b00001
+def is_listener(path: Path) -> bool:
+    "Whether a folder was written by `save_pretrained`."
+    from cargan.core import read_json
+    return read_json(path/"config.json", "configuration").get("kind") == "Listener"
+
+def describe_listener(path: Path) -> dict:
+    "Size, heads and players of a listener without a run."
+    from cargan.core import INSTRUMENTS
+    from cargan.listener import load_listener
+    model = load_listener(path)
+    players = Counter(INSTRUMENTS[k] for k, _ in model.people)
+    return {"listener": path, "pictures": f"{model.size} x {model.size} pixels, stages: {', '.join(model.stages)}",
+            "told": ", ".join(model.cfg.told), "label": f"{model.label}: {LABEL_SAYS[model.label]}", "parameters": parameters(model),
+            "players": ", ".join(f"{name} {n}" for name, n in sorted(players.items())) or "none"}
 
 # %% ../nbs/62_cli.ipynb #f6e1126c
 def describe_data(path: Path) -> dict:

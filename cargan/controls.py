@@ -245,13 +245,15 @@ def show_methods(runs: dict,  # name -> folder written by `train`; in the order 
     return show_images(sheet, instruments, ["sound", *titles, "truth"], cell)
 
 # %% ../nbs/32_controls.ipynb #472fe2d4
-FD = "distances/features of EfficientNet-Lite0/{}, true label/FD-EffNet"
-MAIN_NUMBERS = {  # column -> where it is in metrics.json; the first that is there
-    "label": ["label"],
+FD = "distances/features of EfficientNet-Lite0/{}, {} label/FD-EffNet"
+MAIN_NUMBERS = {  # column -> where it is in metrics.json; the first that is there. "Predicted" and "as heard" are the same
+    "label": ["label"], "ear": ["accuracy_audio"],
     "true label": ["accuracy_true_label"], "predicted label": ["accuracy_predicted_label"],
-    "follows label": ["listening/shuffled audio/follows_label"], "follows sound": ["listening/shuffled audio/follows_audio"],
-    "hand R²": ["probes/own sound, pitch_cue/r2"],
-    "L1": ["l1_fine"], "FD": [FD.format("stage II"), FD.format("drawn")],
+    "follows label": ["listening/shuffled audio/follows_label"], "follows sound": ["follows_sound"],
+    "note R²": ["note_r2"], "loudness R²": ["loudness_r2"], "two alternatives": ["two_alternatives"],
+    "L1": ["l1_fine_predicted_label"], "L1, true label": ["l1_fine_true_label", "l1_fine"],  # in older files l1_fine was of the true label
+    "FD": ["fd", FD.format("stage II", "predicted"), FD.format("drawn", "predicted")],
+    "FD, true label": ["fd_true_label", FD.format("stage II", "true"), FD.format("drawn", "true")],
     "seconds": ["seconds_training", "cost/seconds"], "n": ["n"],
 }
 

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CPU_ATTENTION', 'FORMULAS', 'HASTY', 'n_bytes', 'flops_of', 'tensors_in', 'written_by', 'StepMeter', 'random_pairs',
-           'hasty', 'random_parts', 'random_batch', 'decides', 'without_numbers', 'make_once', 'fake_players',
+           'hasty', 'random_parts', 'decides', 'without_numbers', 'make_once', 'random_batch', 'fake_players',
            'StepCost', 'step_cost', 'step_flops', 'parameters', 'count_step']
 
 # %% ../nbs/39_cost.ipynb #18ba086b
-import copy, io, tempfile, time, weakref
+import copy, io, shutil, tempfile, time, weakref
 from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
@@ -24,6 +24,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from .bundle import Bundle
 from .core import INSTRUMENTS, CarganError
+from .hearing import find_ear
 from .lms import LMSConfig
 from .methods import Pairs, Players, TrainConfig, find_method
 from .training import check_config, make_accelerator
@@ -107,24 +108,10 @@ def random_parts(cfg: TrainConfig,
     "What a method makes beforehand, made from noise: for tests and benchmarks, never for a run."
     def keep(name, settings, make):
         if not (path := folder/f"{name}.safetensors").exists(): make(path)
+    keep("audio_classifier", {}, lambda path: shutil.copyfile(find_ear("shipped"), path))  # listening costs the same, whoever listens
     with redirect_stderr(io.StringIO()):  # no progress bars
-        find_method(cfg.method).make_parts(hasty(cfg), random_pairs(cfg.model.size, device), keep)
+        find_method(cfg.method).make_parts(replace(hasty(cfg), out=folder), random_pairs(cfg.model.size, device), keep)
     return folder
-
-# %% ../nbs/39_cost.ipynb #6c428ab0
-def random_batch(cfg: TrainConfig,
-                 model: nn.Module,
-                 n: int,  # pairs
-                 extras: dict = {},  # name -> array with a row for each pair of some data; only its shape and type count
-                ) -> dict:  # on the device that new tensors are made on
-    "A batch of noise that holds everything the method asks for; the labels are 0, 1, 2, …"
-    method, size, channels = find_method(cfg.method), model.size, 3 if model.lms == "jet" else 1
-    picture = lambda channels: torch.rand(n, channels, size, size) * 2 - 1
-    pair = lambda first: dict(mel=picture(channels), image=picture(3), label=(torch.arange(n) + first) % len(INSTRUMENTS))
-    batch = pair(0)
-    if method.wrong_pairs(cfg): batch |= {f"wrong_{k}": v for k, v in pair(1).items()}
-    if numbers := method.noise(cfg): batch["noise"] = torch.randn(n, numbers)
-    return batch | {k: torch.zeros((n, *v.shape[1:]), dtype=torch.as_tensor(v[:1]).dtype) for k, v in extras.items()}
 
 # %% ../nbs/39_cost.ipynb #ac87efdb
 def decides(cfg: TrainConfig, *keep: str) -> TrainConfig:
@@ -145,8 +132,23 @@ def make_once(cfg: TrainConfig, folder: Path | None) -> tuple:  # (model without
     method = find_method(cfg.method)
     with tempfile.TemporaryDirectory() as tmp, torch.random.fork_rng(devices=[]):
         if folder is None: folder = random_parts(cfg, Path(tmp))
-        extras = method.extras(cfg, random_pairs(cfg.model.size), folder)
+        extras = method.extras(cfg, None, folder)
         return without_numbers(method.make_model(cfg, folder), torch.device("meta")), extras
+
+# %% ../nbs/39_cost.ipynb #6c428ab0
+def random_batch(cfg: TrainConfig,
+                 model: nn.Module,
+                 n: int,  # pairs
+                 extras: dict | None = None,  # name -> array with a row for each pair of some data; none: those of parts made from noise
+                ) -> dict:  # on the device that new tensors are made on
+    "A batch of noise that holds everything the method asks for; the labels are 0, 1, 2, …"
+    method, size, channels = find_method(cfg.method), model.size, 3 if model.lms == "jet" else 1
+    picture = lambda channels: torch.rand(n, channels, size, size) * 2 - 1
+    pair = lambda first: dict(mel=picture(channels), image=picture(3), label=(torch.arange(n) + first) % len(INSTRUMENTS))
+    batch, extras = pair(0), make_once(decides(cfg), None)[1] if extras is None else extras  # only their shapes and types count
+    if method.wrong_pairs(cfg): batch |= {f"wrong_{k}": v for k, v in pair(1).items()}
+    if numbers := method.noise(cfg): batch["noise"] = torch.randn(n, numbers)
+    return batch | {k: torch.zeros((n, *v.shape[1:]), dtype=torch.as_tensor(v[:1]).dtype) for k, v in extras.items()}
 
 # %% ../nbs/39_cost.ipynb #5c01cd93
 def fake_players(cfg: TrainConfig,

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .bundle import Bundle, PrepareConfig, as_it_is, open_bundle, prepare, recipe_of
 from .core import INSTRUMENTS, CarganError, from_uint8
-from .lms import LMSConfig, lms_to_input, lms_to_jet
+from .lms import INPUTS, LMSConfig, as_input
 from .sources import find_layout
 
 # %% ../nbs/17_data.ipynb #8effee40
@@ -83,10 +83,10 @@ class PairDataset(Dataset):
     def __init__(self,
                  bundle: Bundle,
                  size: int,  # side wanted, pixels
-                 lms: str = "db",  # 'db': one channel of decibels; 'jet': the released code's colour picture
+                 lms: str = "db",  # how the sound is given: a name in `cargan.lms.INPUTS`
                  lms_cfg: LMSConfig = LMSConfig(),
                 ):
-        if lms not in ("db", "jet"): raise CarganError(f"lms={lms!r} is unknown; choose db or jet")
+        if lms not in INPUTS: raise CarganError(f"lms={lms!r} is unknown; choose one of {', '.join(INPUTS)}")
         self.bundle, self.size, self.lms, self.lms_cfg = bundle, size, lms, lms_cfg
 
     def __len__(self): return len(self.bundle)
@@ -100,7 +100,7 @@ class PairDataset(Dataset):
         image = from_uint8(np.asarray(self.bundle.image[idx]))
         if image.shape[-1] != self.size: image = F.interpolate(image, (self.size, self.size), mode="bilinear", antialias=True).clamp(-1, 1)
         lms = torch.from_numpy(np.asarray(self.bundle.lms_db[idx], dtype=np.float32))
-        mel = lms_to_jet(lms, self.size) if self.lms == "jet" else lms_to_input(lms, self.size, self.lms_cfg)
+        mel = as_input(self.lms, lms, self.size, self.lms_cfg)
         return dict(mel=mel, image=image, label=torch.from_numpy(np.asarray(self.bundle.label[idx], dtype=np.int64)))
 
 # %% ../nbs/17_data.ipynb #3f1c2a02

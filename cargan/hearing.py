@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MAKERS', 'HEADS', 'LOWEST', 'NOTES', 'AudioClassifierConfig', 'check_ear', 'band_features', 'levels',
            'AudioClassifier', 'audio_labels', 'what_sounds', 'from_other_makers', 'training_sounds', 'hearing_loss',
-           'Impression', 'listen_to', 'predict_label', 'score_ear', 'within', 'teachable', 'train_audio_classifier',
-           'old_or_new', 'load_audio_classifier', 'find_ear', 'WhoConfig', 'Who', 'people_of', 'can_tell_people',
-           'train_who', 'teach_who']
+           'Impression', 'listen_to', 'predict_label', 'Told', 'decided', 'score_ear', 'within', 'teachable',
+           'train_audio_classifier', 'old_or_new', 'load_audio_classifier', 'find_ear', 'WhoConfig', 'Who', 'people_of',
+           'can_tell_people', 'train_who', 'teach_who']
 
 # %% ../nbs/24_hearing.ipynb #a1f0c003
 import time
@@ -216,6 +216,23 @@ def predict_label(model: nn.Module,  # an ear
     "The likeliest instrument of each window, whatever the chance that nobody plays."
     p = listen_to(model, lms_db).instrument
     return p[:, :-1].argmax(1), p
+
+# %% ../nbs/24_hearing.ipynb #24ab0002
+class Told(NamedTuple):
+    "What a picture is asked to show, decided."
+    instrument: torch.Tensor  # B class numbers, 0 to 12
+    note: torch.Tensor  # B MIDI keys; -1: no note, the player rests
+    loudness: torch.Tensor  # B, from 0 (soft) to 1 (loud)
+    who: torch.Tensor  # B numbers of people; -1: not known
+
+def decided(heard: dict,  # head -> answers of an ear: B x 14 logits, B x 89 logits, B
+           ) -> Told:  # without players
+    "The likeliest instrument and note; no note where the ear hears nobody, or no note. Tensors only: it can be exported."
+    instrument, note = heard["instrument"], heard["note"].argmax(1)
+    silent = (instrument.softmax(1)[:, -1] >= 0.5) | (note == NOTES)
+    loudness = heard["loudness"].clamp(0, 1).masked_fill(silent, 0.)
+    key = (note + LOWEST).to(loudness).masked_fill(silent, -1.)
+    return Told(instrument[:, :-1].argmax(1), key, loudness, torch.full_like(note, -1))
 
 # %% ../nbs/24_hearing.ipynb #3d1c0b06
 def score_ear(model: nn.Module,  # an ear

@@ -39,6 +39,7 @@ class TrainConfig:
     accumulate: int = 1  # split each step's batch into so many parts, to save memory (batch norm then sees the parts)
     lr: float = 8e-4  # Adam's step size
     lr_d: float | None = None  # Adam's step size for the discriminator; none: the same
+    decay: Literal["none", "cosine"] = "none"  # 'cosine': step sizes fall along half a cosine, almost to 0 at the run's last step
     beta1: float = 0.9  # Adam's first-moment decay
     beta2: float = 0.999  # Adam's second-moment decay
     ema: float = 0.0  # decay of an exponential moving average of the networks that draw, used for pictures; 0: none; try 0.999
@@ -69,7 +70,7 @@ class Method:
     variants: dict = field(default_factory=dict)  # name -> function of a configuration
     check: Callable = nothing  # (config): raises `CarganError` for values that no run can have
     check_data: Callable = nothing  # (config, pairs): raises `CarganError` for data that lack what the method needs
-    extras: Callable = nothing  # (config, pairs, folder with the parts) -> name -> array with a row for each pair of the bundle
+    extras: Callable = nothing  # (config, pairs or None, folder with the parts) -> name -> array with a row for each pair of the bundle
     wrong_pairs: Callable = lambda config: False  # (config) -> does each row of a batch come with a pair of another instrument?
     noise: Callable = lambda config: 0  # (config) -> how many numbers N(0, 1) each row of a batch brings along
 
@@ -78,6 +79,7 @@ METHODS = {  # name -> module and name of the record
     "cargan": "cargan.cascade:METHOD",
     "s2ic": "cargan.s2ic:METHOD",
     "cmcgan": "cargan.cmcgan:METHOD",
+    "listener": "cargan.listener:METHOD",
     "mean": "cargan.controls:MEAN",
     "retrieval": "cargan.controls:RETRIEVAL",
 }
@@ -188,6 +190,7 @@ class Players:
     rivals: dict  # name -> network
     optimisers: dict  # "G" for the model, "D" for the rivals; a side without weights has none
     ema: Any = None  # moving average of the networks that draw, if there is one
+    done: float = 1.  # share of the run's steps that lie behind; outside of a run all of them, so that every loss has its say
 
     @property
     def networks(self) -> dict:  # name -> unwrapped network, the model's first

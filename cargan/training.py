@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['tune', 'make_accelerator', 'warmed_up', 'layout', 'make_optimisers', 'make_players', 'save_checkpoint',
            'load_checkpoint', 'Meter', 'rewind_log', 'sample_grid', 'open_run', 'make_parts', 'check_ear_of',
-           'make_ear', 'epoch_pairs', 'batches', 'to_device', 'open_pairs', 'train', 'last_step', 'fit', 'exploded',
-           'log', 'save_samples', 'bare_networks', 'averaged']
+           'make_ear', 'epoch_pairs', 'batches', 'to_device', 'open_pairs', 'train', 'last_step', 'fit', 'set_rates',
+           'exploded', 'log', 'save_samples', 'bare_networks', 'averaged']
 
 # %% ../nbs/29_training.ipynb #77de68da
 import copy, ctypes, hashlib, json, math, shutil, sys, time
@@ -33,6 +33,7 @@ with needs("train", "cargan.training"):
 from .data import EpochPairs, EpochSampler, PairDataset, check_usual_recipe, fingerprint, make_loader, mismatch
 from .data import one_per_instrument, open_data, split_recordings
 from .hearing import can_tell_people, find_ear, load_audio_classifier, people_of, train_audio_classifier, train_who
+from .lms import lms_to_input
 from .looking import save_classifier
 from .methods import Method, Pairs, Players, TrainConfig, find_method, keep_part, plain, read_config
 from .runs import FREE, check_config, checkpoint_folders, flatten, load_networks, load_run, log_rows, part, read_log, seconds_so_far
@@ -161,7 +162,8 @@ def sample_grid(model: nn.Module,  # draws; in any mode, left in the same
     training = model.training
     with torch.no_grad(): drawn = model.eval().draw(batch["mel"], batch["label"])
     model.train(training)
-    rows = (batch["mel"][:, :3].expand(-1, 3, -1, -1).flip(-2), *drawn.values(), batch["image"])
+    sound = lms_to_input(batch["mel"][:, 0], model.size) if model.lms == "raw" else batch["mel"][:, :3]
+    rows = (sound.expand(-1, 3, -1, -1).flip(-2), *drawn.values(), batch["image"])
     return np.concatenate([np.concatenate(list(to_uint8(r)), 1) for r in rows])
 
 # %% ../nbs/29_training.ipynb #af3e1334
@@ -187,8 +189,8 @@ def open_run(cfg: TrainConfig,
 def make_parts(cfg: TrainConfig, method: Method, pairs: Pairs):
     "Train the method's parts and the ear into the run's folder, unless they are there, or in the shared one."
     def keep(name, settings, make): keep_part(cfg.out, cfg.parts, pairs, name, settings, make)
+    make_ear(cfg, pairs, keep)  # first: a method may want to know what is heard
     method.make_parts(cfg, pairs, keep)
-    make_ear(cfg, pairs, keep)
 
 def check_ear_of(cfg: TrainConfig):
     "Raises `CarganError` now rather than later for an ear, or makers to teach one, that are not there."
@@ -293,6 +295,8 @@ def fit(p: Players,
     board = SummaryWriter(Path(cfg.out)/"tensorboard", purge_step=step) if main else None
     bar = tqdm(total=last, initial=step, desc=cfg.method, unit="step", disable=not main)
     for step in range(step + 1, last + 1):
+        p.done = (step - 1) / last
+        set_rates(p)
         for batch in islice(data, cfg.accumulate):
             with p.accelerator.accumulate(*p.model.networks.values(), *p.rivals.values()): losses = update(p, batch)
             meter.add(step, losses)
@@ -309,6 +313,13 @@ def fit(p: Players,
     if main: bar.close(); board.close()
 
 # %% ../nbs/29_training.ipynb #d9a00ebf
+def set_rates(p: Players):
+    "Where step sizes fall: those of the coming step, a pure function of how much of the run is done."
+    if p.cfg.decay == "none": return
+    share = min(1, 0.01 + 100 * p.done) * (0.01 + 0.99 * (1 + math.cos(math.pi * p.done)) / 2)  # the first hundredth warms up
+    for side, opt in p.optimisers.items():
+        for group in opt.param_groups: group["lr"] = share * (p.cfg.lr_d if side == "D" and p.cfg.lr_d else p.cfg.lr)
+
 def exploded(p: Players, losses: dict) -> bool:
     "Is a total not finite? Only asked where asking costs nothing: a GPU would have to stop for it."
     return p.accelerator.device.type == "cpu" and not all(math.isfinite(v.item()) for k, v in losses.items() if k in ("G", "D"))

@@ -174,17 +174,34 @@ def test_generate_and_info_with_every_method(name, method_run, tiny_data, tmp_pa
     assert main(["generate", "--run", str(run), "--out", str(tmp_path/"out"), f"{tiny_data}/melody.wav"]) == 0
     assert sorted(p.name for p in (tmp_path/"out").iterdir()) == sorted(["generate.json", *(f"melody_{stage}.png" for stage in model.stages)])
     entry = json.loads((tmp_path/"out"/"generate.json").read_text())[0]
-    assert list(entry) == ["input", "label", "probability", "heard", "note", "loudness", "sure", "start", "files", "windows"]
-    assert list(entry["windows"][0]) == ["label", "probability", "heard", "start", "note", "loudness", "sure"]
+    assert list(entry) == ["input", "label", "probability", "heard", "note", "loudness", "sure", "start", "performer", "alternatives", "files", "windows"]
+    assert list(entry["windows"][0]) == ["label", "probability", "heard", "start", "note", "loudness", "sure", "rests", "performer"]
     capfd.readouterr()
     code = main(["generate", "--run", str(run), "--out", str(tmp_path/"asked"), "--label", "tuba", f"{tiny_data}/melody.wav"])
     err = capfd.readouterr().err
-    if model.label == "wants": assert code == 0 and err == ""
+    if model.label == "wants" or hasattr(model, "imagine"): assert code == 0 and err == ""
     else: assert code == 2 and "takes no label" in err and len(err.splitlines()) == 1 and not (tmp_path/"asked").exists()
     assert main(["info", str(run)]) == 0
     out = capfd.readouterr().out
     assert re.search(rf"^method +{name} \(preset lab", out, re.M) and re.search(rf"^label +{model.label}: ", out, re.M)
     assert all(net in out for net in model.networks) and ", ".join(model.stages) in out
+
+
+def test_generate_needs_neither_run_nor_folder(tiny_data, tmp_path, capfd, monkeypatch):
+    "The listener in the box draws into `pictures`; a second time it draws over it."
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2): assert main(["generate", "--alternatives", "1", "--performer", "1", f"{tiny_data}/melody.wav"]) == 0
+    assert capfd.readouterr().err == ""
+    entry = json.loads((tmp_path/"pictures"/"generate.json").read_text())[0]
+    assert entry["performer"] == 1 and entry["alternatives"][0]["performer"] == 1
+    assert {p.name for p in (tmp_path/"pictures").iterdir()} == {*entry["files"], "generate.json"}
+
+
+def test_info_of_the_box(capfd):
+    from cargan.generate import the_box
+    assert main(["info", str(the_box())]) == 0
+    out = capfd.readouterr().out
+    assert re.search(r"^told +instrument, note, loudness, who$", out, re.M) and re.search(r"^players +bassoon \d", out, re.M)
 
 
 def test_a_run_of_the_version_before(tiny_data, tmp_path, capfd):
@@ -401,6 +418,17 @@ BAD = {
     "generate: the second of two is bad": lambda s: G(s, s.song, s.sound("text")),
     "generate: unknown label": lambda s: G(s, s.song, "--label", "theremin"),
     "generate: unknown device": lambda s: G(s, s.song, "--device", "abacus"),
+    "generate: the example and a sound": lambda s: ["generate", "--out", s.tmp/"out", "--example", s.song],
+    "generate: neither sound nor example": lambda s: ["generate", "--out", s.tmp/"out"],
+    "generate: a performer of a run that draws nobody": lambda s: G(s, s.song, "--performer", "0"),
+    "generate: a performer that there isn't": lambda s: ["generate", "--out", s.tmp/"out", s.song, "--performer", "50"],
+    "generate: a performer below 0": lambda s: ["generate", "--out", s.tmp/"out", s.song, "--performer", "-1"],
+    "generate: too many alternatives": lambda s: G(s, s.song, "--alternatives", "13"),
+    "generate: a run and the hub": lambda s: ["generate", "--run", s.run(), "--hub", "a/b", "--out", s.tmp/"out", s.song],
+    "generate: no name on the hub": lambda s: ["generate", "--hub", "not a name", "--out", s.tmp/"out", s.song],
+    "generate: a file for a run": lambda s: ["generate", "--run", s.song, "--out", s.tmp/"out", s.song],
+    "generate: a damaged listener": lambda s: ["generate", "--run", put(put(s.tmp/"mine"/"config.json", b'{"kind": "Listener"}').parent/"model.safetensors", b"garbage" * 99).parent,
+                                               "--out", s.tmp/"out", s.song],
     "generate: missing run": lambda s: ["generate", "--run", s.tmp/"no", "--out", s.tmp/"out", s.song],
     "generate: no checkpoint": lambda s: G(s, s.song, without=["checkpoints/*"]),
     "generate: truncated checkpoint": lambda s: G(s, s.song, cut_short=["checkpoints/*/weights.safetensors"]),
@@ -435,6 +463,7 @@ BAD = {
     "info: a folder of something else": lambda s: ["info", put(s.tmp/"mine"/"letter.txt", b"dear").parent],
     "info: truncated bundle": lambda s: ["info", cut(Path(shutil.copy(s.bundle, s.tmp)))],
     "info: garbage for weights": lambda s: ["info", put(s.tmp/"w.safetensors", b"garbage" * 99)],
+    "info: a damaged listener": lambda s: ["info", put(s.tmp/"mine"/"config.json", b'{"kind": "Listener", "model": {"size": "large"}}').parent],
     "info: no checkpoint": lambda s: ["info", s.run(without=["checkpoints/*"])],
 }
 

