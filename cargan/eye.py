@@ -62,6 +62,7 @@ class EyeConfig:
         if min(self.width, self.epochs, self.batch_size) < 1 or self.size < 32 or self.people < 0 or not 0 < self.lr < 1:
             raise CarganError("eye: width, epochs and batch_size must be positive, size at least 32, people 0 or more, lr between 0 and 1")
 
+# %% ../nbs/50_eye.ipynb #9f1aad8a
 class Eye(nn.Module):
     "Pictures in [-1, 1] to what is seen in them: one answer for each head."
     def __init__(self, cfg: EyeConfig = EyeConfig()):
@@ -78,6 +79,7 @@ class Eye(nn.Module):
         said = {name: head(h) for name, head in self.heads.items()}
         return said | dict(loudness=said["loudness"][:, 0])
 
+# %% ../nbs/50_eye.ipynb #f3cf4a28
 def seen_in(said: dict,  # what an eye says
             people: int,  # how many players there are
            ) -> dict:  # head -> B x numbers, as `in_numbers` gives them
@@ -87,7 +89,7 @@ def seen_in(said: dict,  # what an eye says
     who = said["who"].float().softmax(1) if people else note[:, :0]
     return dict(instrument=said["instrument"].float().softmax(1), note=note, loudness=loudness, who=who)
 
-# %% ../nbs/50_eye.ipynb #4116e4c3
+# %% ../nbs/50_eye.ipynb #18b549ea
 def hill(note: torch.Tensor,  # B MIDI keys; -1: no note
          sigma: float = 1.,  # semitones
         ) -> torch.Tensor:  # B x 89, each row sums to 1
@@ -108,11 +110,12 @@ def agreement(said: dict,  # what an eye says
     each = F.cross_entropy(said["who"].float(), told.who.clamp(min=0), reduction="none")
     return loss + (each * known).sum() / known.sum().clamp(min=1)
 
-# %% ../nbs/50_eye.ipynb #18b549ea
+# %% ../nbs/50_eye.ipynb #723d1fa1
 def some(told: Told, i) -> Told:  # i: positions
     "A part of what is told."
     return Told(*(column[i] for column in told))
 
+# %% ../nbs/50_eye.ipynb #ab40d178
 def train_eye(cfg: EyeConfig,
               data,  # a pair bundle, or a `PairDataset` around one
               idx: np.ndarray,  # pairs to learn from
@@ -133,6 +136,7 @@ def train_eye(cfg: EyeConfig,
         fit(eye, batches, len(idx), loss_fn, device=device, progress=progress)
     return freeze(eye)
 
+# %% ../nbs/50_eye.ipynb #c2c7c9d8
 def load_eye(path: str | Path,  # a file of `cargan.looking.save_classifier`
             ) -> Eye:  # frozen, in eval mode
     "Read an eye; raises `CarganError` if the file is missing, damaged or holds something else."

@@ -48,6 +48,7 @@ class ListenerConfig:
     looks: int = 3  # players of an instrument where the data name nobody: groups of similar pictures; 0: none
     d_base: int = 16  # channels after D's first convolution
 
+# %% ../nbs/51_listener.ipynb #d3d205ab
 class Planes(nn.Module):
     "The smallest form of both stages: CAR-GAN's U-Net over a picture (for stage I the log-mel), with what is told on its planes."
     def __init__(self, cfg: ListenerConfig,
@@ -60,11 +61,12 @@ class Planes(nn.Module):
     def forward(self, x, h: dict):  # B x image x S x S, head -> B x numbers; -> B x 3 x S x S
         return self.net(tile_label(x, torch.cat(list(h.values()), 1)))
 
-# %% ../nbs/51_listener.ipynb #0ff2bbec
+# %% ../nbs/51_listener.ipynb #10cae807
 def channels(cfg: ListenerConfig, side: int) -> int:  # side: of the grid, pixels
     "How many channels a grid of that side has."
     return max(2, cfg.base // 8, min(cfg.base, 12 * cfg.base // side))
 
+# %% ../nbs/51_listener.ipynb #73a22511
 class Modulated(nn.Module):
     "A convolution whose channels are normalised, then multiplied and shifted as the code says."
     def __init__(self, i: int, o: int, code: int):  # channels in and out, numbers of the code
@@ -78,6 +80,7 @@ class Modulated(nn.Module):
         x = self.norm(self.conv(x))
         return F.leaky_relu(x + x * scale + shift, 0.1)
 
+# %% ../nbs/51_listener.ipynb #59b9b35f
 class Code(nn.Module):
     "What is told, head by head, to the numbers that modulate."
     def __init__(self, people: int, n: int):  # players, numbers of the code
@@ -92,7 +95,7 @@ class Code(nn.Module):
         h = {k: v.to(self.hills) for k, v in h.items()}
         return self.net(torch.cat(list((h | dict(note=h["note"] @ self.hills)).values()), 1))
 
-# %% ../nbs/51_listener.ipynb #73a22511
+# %% ../nbs/51_listener.ipynb #be8d47c0
 class Decoder(nn.Module):
     "G1: what is told to a picture."
     def __init__(self, cfg: ListenerConfig, people: int):
@@ -109,6 +112,7 @@ class Decoder(nn.Module):
         for layer in self.layers: x = layer(F.interpolate(x, scale_factor=2.), code)
         return F.pixel_shuffle(self.last(x), 2).tanh()
 
+# %% ../nbs/51_listener.ipynb #d1efac22
 class Mender(nn.Module):
     "G2: the first picture and the residue to the second picture."
     def __init__(self, cfg: ListenerConfig, people: int):
@@ -124,7 +128,7 @@ class Mender(nn.Module):
         for layer in self.layers: x = x + layer(x, code)
         return (coarse + F.pixel_shuffle(self.last(x), 2)).clamp(-1, 1)
 
-# %% ../nbs/51_listener.ipynb #d1efac22
+# %% ../nbs/51_listener.ipynb #f734c03a
 class Drawn(NamedTuple):
     "What one pass of the cascade gives."
     coarse: torch.Tensor  # I', B x 3 x S x S, in [-1, 1]
@@ -132,6 +136,7 @@ class Drawn(NamedTuple):
     residue: dict  # h - C(I'), head -> B x numbers in [-1, 1]; empty with one stage
     said: dict  # what the eye says of I'; empty with one stage
 
+# %% ../nbs/51_listener.ipynb #2aab4dfd
 class Cascade(nn.Module):
     "Two generators and the eye between them."
     def __init__(self, cfg: ListenerConfig,
@@ -157,7 +162,7 @@ class Cascade(nn.Module):
         residue = {k: (h[k] - v) if k in self.cfg.told else 0 * v for k, v in seen.items()}
         return Drawn(coarse, self.G2(coarse, residue), residue, said)
 
-# %% ../nbs/51_listener.ipynb #1e9ecc17
+# %% ../nbs/51_listener.ipynb #69c407fa
 class Listener(Cascade):
     "The cascade with an ear: sounds in, pictures out."
     lms, label = "raw", "none"
@@ -192,7 +197,7 @@ class Listener(Cascade):
     def draw(self, mel, label=None) -> dict:  # B x 1 x 128 x 44, dB; the label is not looked at; -> stage -> B x 3 x S x S
         return self.imagine(self.listen(mel[:, 0]), mel[:, 0])
 
-# %% ../nbs/51_listener.ipynb #2f52427e
+# %% ../nbs/51_listener.ipynb #8a13304b
 def decide_all(model: Listener, lms_db: torch.Tensor) -> Told:  # B x 128 x 44, dB
     "What the model's ear hears, and who it thinks plays; tensors only."
     told = decided(model.ear(lms_db))
@@ -201,6 +206,7 @@ def decide_all(model: Listener, lms_db: torch.Tensor) -> Told:  # B x 128 x 44, 
     known = chances.isfinite().any(1)
     return told._replace(who=torch.where(known, chances.nan_to_num(neginf=-1e9).argmax(1), -1))
 
+# %% ../nbs/51_listener.ipynb #0b5235a1
 def imagine(model: Listener, told: Told,
             lms_db=None,  # B x 128 x 44, dB: only a U-Net over the log-mel wants it
            ) -> dict:  # stage -> B x 3 x S x S, in [-1, 1]
@@ -213,6 +219,7 @@ def imagine(model: Listener, told: Told,
     out = model(told, mel)
     return {stage: getattr(out, stage) for stage in model.stages}
 
+# %% ../nbs/51_listener.ipynb #ac9856a0
 def truth_of(model: Listener, bundle, idx: np.ndarray) -> Told:  # idx: positions of pairs
     "The true factors of some pairs, as far as the data know them; what is heard, where they don't."
     idx, device = np.asarray(idx), model.first_player.device
@@ -220,7 +227,7 @@ def truth_of(model: Listener, bundle, idx: np.ndarray) -> Told:  # idx: position
     with torch.no_grad(): heard = Told(*(torch.cat(parts) for parts in zip(*(model.listen(part) for part in lms_db.split(256)))))
     return with_factors(heard, bundle, idx, people_of(bundle)[idx], model.people)
 
-# %% ../nbs/51_listener.ipynb #2aab4dfd
+# %% ../nbs/51_listener.ipynb #8e0ec471
 def with_factors(heard: Told,  # n windows
                  bundle,
                  idx: np.ndarray,  # n positions
@@ -237,7 +244,7 @@ def with_factors(heard: Told,  # n windows
     if "rest" in factors: note[torch.as_tensor(np.asarray(factors["rest"]).astype(float)[idx] > 0)] = -1
     return Told(*(column.to(device) for column in (torch.from_numpy(label), note, loudness.clamp(0, 1).masked_fill(note < 0, 0.), who)))
 
-# %% ../nbs/51_listener.ipynb #8a13304b
+# %% ../nbs/51_listener.ipynb #58428f79
 def groups_of_looks(dataset: PairDataset,
                     train_idx: np.ndarray,  # pairs from which the groups are made
                     k: int,  # groups for each instrument
@@ -256,12 +263,13 @@ def groups_of_looks(dataset: PairDataset,
         names[here] = [f"look {j}" for j in vq(small[here].astype(np.float64), centers)[0]]
     return names
 
+# %% ../nbs/51_listener.ipynb #c0e4b832
 def players(dataset: PairDataset, train_idx: np.ndarray, looks: int) -> np.ndarray | None:  # a name for each pair; None: nobody is known
     "Who plays in each pair: as the data say, else by looks."
     if can_tell_people(dataset.bundle, train_idx): return people_of(dataset.bundle)
     return groups_of_looks(dataset, train_idx, looks) if looks else None
 
-# %% ../nbs/51_listener.ipynb #18cbe7fe
+# %% ../nbs/51_listener.ipynb #26937a2c
 @dataclass(frozen=True)
 class ListenerLoss:
     "Weights of the losses, and when they begin."
@@ -271,6 +279,7 @@ class ListenerLoss:
     late: float = 0.7  # share of the run before eye and D have a say
     wrong: Literal["same", "other"] = "same"  # D's wrong pairs: another window of the same player, or of another instrument
 
+# %% ../nbs/51_listener.ipynb #01ef0f65
 @dataclass(frozen=True)
 class ListenerTrain(TrainConfig):
     "One training run of the listener. Defaults: 256 px, for GPUs."
@@ -285,7 +294,7 @@ LAB = ListenerTrain(model=ListenerConfig(size=64), eye=EyeConfig(epochs=8), epoc
 PRESETS = {"lab": LAB, "full": replace(LAB, model=ListenerConfig(size=128)),
            "paper": replace(LAB, model=ListenerConfig(base=256), eye=EyeConfig(width=32), batch_size=64, epochs=200)}
 
-# %% ../nbs/51_listener.ipynb #8e0ec471
+# %% ../nbs/51_listener.ipynb #21c3bd23
 def spread_of(dataset: PairDataset, idx: np.ndarray, who: torch.Tensor, people: int) -> torch.Tensor:  # people x 1 x S x S; mean 1
     "How much each pixel differs between the pictures of one player, relative to the mean over the picture."
     mean = torch.zeros(people, 3, dataset.size, dataset.size)
@@ -299,6 +308,7 @@ def spread_of(dataset: PairDataset, idx: np.ndarray, who: torch.Tensor, people: 
     sd = (square / n - (mean / n) ** 2).clamp(min=0).sqrt().mean(1, keepdim=True)
     return sd / sd.mean((2, 3), keepdim=True).clamp(min=1e-6)
 
+# %% ../nbs/51_listener.ipynb #c8ae5623
 def others(told: Told, idx: np.ndarray, kind: str, seed: int) -> np.ndarray:  # a position for each pair; its own where there is no other
     "For each training pair another one: of the same instrument and player ('same'), or of another instrument ('other')."
     rng, label, other = np.random.default_rng([seed, 3]), told.instrument.numpy(), np.arange(len(told.note))
@@ -308,14 +318,16 @@ def others(told: Told, idx: np.ndarray, kind: str, seed: int) -> np.ndarray:  # 
         if len(fits): other[i] = rng.choice(fits)
     return other
 
-# %% ../nbs/51_listener.ipynb #c44c4e27
+# %% ../nbs/51_listener.ipynb #e758c17e
 def read_ear(cfg: ListenerTrain):
     "The ear of a run that is about to begin; raises `CarganError` if it cannot hear what has to be told."
     ear = load_audio_classifier(Path(cfg.out)/"audio_classifier.safetensors")
     if lacking := [head for head in ("note", "loudness") if head not in ear.cfg.heads]:
-        raise CarganError(f"the ear of {cfg.out} knows no {' and no '.join(lacking)}, and a listener must hear them; train with --ear shipped")
+        raise CarganError(f"the ear of {cfg.out} knows no {' and no '.join(lacking)}, and a listener must hear them; "
+                          "train with --ear shipped")
     return ear
 
+# %% ../nbs/51_listener.ipynb #30760b00
 def what_is_told(cfg: ListenerTrain, pairs: Pairs, ear, who: Who | None, names) -> Told:  # for every pair of the bundle
     "What each pair is told in training: what the data know, or what is heard."
     model = Listener(replace(cfg.model, size=32, stages=1, base=8), Eye(EyeConfig()), ear, who)
@@ -325,6 +337,7 @@ def what_is_told(cfg: ListenerTrain, pairs: Pairs, ear, who: Who | None, names) 
     known = with_factors(heard, pairs.bundle, idx, np.full(len(idx), "") if names is None else names, model.people)
     return known if cfg.taught == "truth" else heard._replace(who=known.who)
 
+# %% ../nbs/51_listener.ipynb #6c9e5000
 def make_parts(cfg: ListenerTrain, pairs: Pairs, keep: Callable):
     "Name the players, write down what is told, train the eye."
     dataset, out, ear = PairDataset(pairs.bundle, cfg.model.size), Path(cfg.out), read_ear(cfg)
@@ -345,7 +358,7 @@ def make_parts(cfg: ListenerTrain, pairs: Pairs, keep: Callable):
     def open_eye(path): save_classifier(path, train_eye(image, dataset, pairs.train_idx, told, device=pairs.device))
     keep("eye", settings | asdict(image) | dict(taught=cfg.taught), open_eye)
 
-# %% ../nbs/51_listener.ipynb #4121f53d
+# %% ../nbs/51_listener.ipynb #3fc27e7b
 def file_hash(path: Path) -> str: return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 def names_hash(names) -> str: return "" if names is None else hashlib.sha256(repr(np.asarray(names).tolist()).encode()).hexdigest()
 def as_told(rows: torch.Tensor) -> Told:  # n x 4
@@ -360,6 +373,7 @@ def make_model(cfg: ListenerTrain, folder: Path) -> Listener:
     if (folder/"told.safetensors").exists(): model.hands = load_weights(folder/"told.safetensors")[0]["hands"]
     return model
 
+# %% ../nbs/51_listener.ipynb #1b87d5c7
 def extras(cfg: ListenerTrain, pairs: Pairs | None, folder: Path) -> dict:  # name -> a row for each pair of the bundle
     "What each pair is told, and what its wrong partner is."
     tensors, _ = load_weights(Path(folder)/"told.safetensors")
@@ -368,7 +382,7 @@ def extras(cfg: ListenerTrain, pairs: Pairs | None, folder: Path) -> dict:  # na
     told = tensors["told"].numpy()
     return dict(told=told, other=told[tensors["other"].numpy()])
 
-# %% ../nbs/51_listener.ipynb #2a2be404
+# %% ../nbs/51_listener.ipynb #a5b32de1
 class Referee(nn.Module):
     "D: is this a real picture of that instrument, note and loudness? A patch discriminator; what is told becomes eight planes."
     def __init__(self, cfg: ListenerConfig):
@@ -380,6 +394,7 @@ class Referee(nn.Module):
         says = self.says(torch.cat([h[k] for k in ("instrument", "note", "loudness")], 1).to(self.says.weight))
         return self.net(says[:, :, None, None].expand(-1, -1, *image.shape[-2:]), image)
 
+# %% ../nbs/51_listener.ipynb #c5118635
 def weights_of(spread, who, hands: float):  # people x 1 x S x S, B, how much; -> B x 1 x S x S, mean 1
     "How much each pixel counts: more where the pictures of this player differ."
     if not len(spread): return 1.
@@ -398,7 +413,7 @@ def shaken(img: torch.Tensor,  # B x 3 x S x S
     theta[:, :, 2] = noise.to(img).clamp(-2, 2) * 2 / img.shape[-1]
     return F.grid_sample(img, F.affine_grid(theta, img.shape, align_corners=False), padding_mode="border", align_corners=False)
 
-# %% ../nbs/51_listener.ipynb #3f6bcea6
+# %% ../nbs/51_listener.ipynb #740f99a4
 def update_G(p: Players, batch: dict, told: Told, late: bool) -> tuple:  # (what was drawn, named losses)
     "One step of both generators."
     cfg, model = p.cfg.loss, p.model
@@ -419,11 +434,12 @@ def update_G(p: Players, batch: dict, told: Told, late: bool) -> tuple:  # (what
         descend(p, losses["G"], "G")
     return out, losses
 
+# %% ../nbs/51_listener.ipynb #f3006b29
 def only(said: dict, heads: tuple) -> dict:
     "What an eye says, of some heads only."
     return {k: v for k, v in said.items() if k in heads}
 
-# %% ../nbs/51_listener.ipynb #26937a2c
+# %% ../nbs/51_listener.ipynb #8e6558e5
 def update_D(p: Players, batch: dict, told: Told, out: Drawn, late: bool) -> dict:  # named losses
     "One step of D: real; drawn; real beside something else that is told."
     if not (late and p.rivals): return dict.fromkeys(("d_real", "d_drawn", "d_wrong", "D"), batch["image"].new_zeros(()))
@@ -435,13 +451,14 @@ def update_D(p: Players, batch: dict, told: Told, out: Drawn, late: bool) -> dic
     descend(p, losses["D"], "D")
     return losses
 
+# %% ../nbs/51_listener.ipynb #17dbde0d
 def step(p: Players, batch: dict) -> dict:  # named losses
     "One batch: G, then D."
     told, late = as_told(batch["told"]), p.done >= p.cfg.loss.late
     out, losses = update_G(p, batch, told, late)
     return losses | update_D(p, batch, told, out, late)
 
-# %% ../nbs/51_listener.ipynb #6c9e5000
+# %% ../nbs/51_listener.ipynb #9a5d0c2c
 def with_model(**changes) -> Callable: return lambda cfg: replace(cfg, model=replace(cfg.model, **changes))
 def with_loss(**changes) -> Callable: return lambda cfg: replace(cfg, loss=replace(cfg.loss, **changes))
 
@@ -461,36 +478,41 @@ VARIANTS = {  # the first that fits gives a run its name
     "heard": lambda cfg: replace(cfg, taught="heard"),
 }
 
-# %% ../nbs/51_listener.ipynb #1b87d5c7
+# %% ../nbs/51_listener.ipynb #40990494
 def check(cfg: ListenerTrain):
     "Raises `CarganError` for values that no listener can have."
     size, model, loss = cfg.model.size, cfg.model, cfg.loss
-    if size < 32 or size & (size - 1): raise CarganError(f"model.size={size} is not possible; give a power of two, at least 32 (64, 128 and 256 are usual)")
+    if size < 32 or size & (size - 1):
+        raise CarganError(f"model.size={size} is not possible; give a power of two, at least 32 (64, 128 and 256 are usual)")
     if min(model.base, model.d_base) < 1 or model.looks < 0:
         raise CarganError("model.base and model.d_base must be at least 1, and model.looks 0 or more")
     if "instrument" not in model.told or set(model.told) - set(sizes(1)):
         raise CarganError(f"model.told={model.told} is not possible; give some of {', '.join(sizes(1))}, and instrument among them")
     for name in ("hands", "lambda_eye", "lambda_gan"):
-        if not 0 <= getattr(loss, name) < math.inf: raise CarganError(f"loss.{name}={getattr(loss, name)} is not possible; give a number from 0 on")
+        if not 0 <= getattr(loss, name) < math.inf:
+            raise CarganError(f"loss.{name}={getattr(loss, name)} is not possible; give a number from 0 on")
     if not 0 <= loss.late <= 1: raise CarganError(f"loss.late={loss.late} is not possible; give a share from 0 to 1")
     if cfg.ear == "own": check_own_ear(cfg)
 
+# %% ../nbs/51_listener.ipynb #a1de2ef2
 def check_own_ear(cfg: ListenerTrain):
     "Raises `CarganError` if an ear of the run's own will not know all that has to be told."
     if lacking := {"note", "loudness"} - set(cfg.audio.heads):
-        raise CarganError(f"audio.heads lacks {' and '.join(sorted(lacking))}, and a listener must hear them; leave it out, or train with --ear shipped")
+        raise CarganError(f"audio.heads lacks {' and '.join(sorted(lacking))}, and a listener must hear them; "
+                          "leave it out, or train with --ear shipped")
 
 def check_data(cfg: ListenerTrain, pairs: Pairs):
     "Raises `CarganError` for an own ear that these data cannot teach the note."
     if cfg.ear == "own" and not cfg.audio.other_windows and not {"pitch", "loudness"} <= set(pairs.bundle.factors):
         raise CarganError(f"{cfg.data} knows no notes, so an ear of its own cannot learn them; train with --ear shipped")
 
+# %% ../nbs/51_listener.ipynb #1a5db821
 def make_rivals(cfg: ListenerTrain) -> dict: return dict(D=Referee(cfg.model)) if cfg.loss.lambda_gan else {}
 
 METHOD = Method(config=ListenerTrain, presets=PRESETS, make_model=make_model, step=step, make_rivals=make_rivals, make_parts=make_parts,
                 variants=VARIANTS, check=check, check_data=check_data, extras=extras, noise=lambda cfg: 2)
 
-# %% ../nbs/51_listener.ipynb #a5b32de1
+# %% ../nbs/51_listener.ipynb #af662845
 def save_listener(folder: str | Path, model: Listener):
     "Write a listener into a folder, which is made if it is missing: config.json and model.safetensors."
     folder = writable_folder(folder)
@@ -498,6 +520,7 @@ def save_listener(folder: str | Path, model: Listener):
     save_weights(folder/"model.safetensors", {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()})
     write_json(folder/"config.json", dict(kind="Listener", **{k: plain(v) for k, v in parts.items()}))
 
+# %% ../nbs/51_listener.ipynb #35b97775
 def load_listener(folder: str | Path) -> Listener:  # in evaluation mode
     "Read a listener from a folder of `save_listener`; raises `CarganError` if something is missing or does not fit."
     folder = Path(folder)
@@ -512,6 +535,7 @@ def load_listener(folder: str | Path) -> Listener:  # in evaluation mode
     except RuntimeError: raise CarganError(f"{folder/'model.safetensors'} does not fit {folder/'config.json'}; copy both anew") from None
     return model.eval()
 
+# %% ../nbs/51_listener.ipynb #0857022b
 def read_who(values: dict) -> WhoConfig:
     "The players of a stored listener."
     try: return WhoConfig(**values | dict(people=tuple((int(k), str(name)) for k, name in values["people"])))
