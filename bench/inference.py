@@ -1,6 +1,6 @@
 """How fast pictures come out: PyTorch, the graph of torch.export and onnxruntime, in turn; prints a table and writes bench/inference.json.
 
-  python bench/inference.py [--methods cargan listener] [--sizes 64 128 256] [--run runs/quickstart] [--seconds 5]
+  python bench/inference.py [--methods cargan listener] [--sizes 64 128 256] [--run runs/listener] [--seconds 5]
 
 CAR-GAN at 64 px has the widths of the preset `lab`, at 128 and 256 px those of `paper` (base 64, ResNet50); the listener has those of
 `lab`, `full` and `paper`, and the shipped ear. Other weights are random, so the pictures are too. Input of all engines is half a second

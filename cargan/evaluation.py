@@ -58,8 +58,8 @@ class EvaluateConfig:
     Writes metrics.json, metrics.md, report.html (one file, opens without network) and pictures into the run. What takes long (the judges,
     the features of real pictures) is kept in the run and used again; an interrupted evaluation is simply started again.
 
-      cargan evaluate --run runs/quickstart --data data/synthurmp.npz
-      cargan evaluate --run runs/quickstart --data data/synthurmp.npz --pictures 256   (a quick look)"""
+      cargan evaluate --run runs/listener --data data/synthurmp.npz
+      cargan evaluate --run runs/listener --data data/synthurmp.npz --pictures 256   (a quick look)"""
     run: Path  # folder written by training
     data: Path  # bundle, or data set in the released layout; its held-out recordings are drawn
     pictures: int = 2080  # at most so many test pictures, and as many training pictures, go through the feature network

@@ -288,8 +288,8 @@ class ExportConfig:
     Inputs: log-mel decibels, and a label if the method wants one; or samples alone. Outputs: a picture for each of its stages, and
     with samples what was heard. The file's metadata say how to make and to read them.
 
-      cargan export --run runs/quickstart --out cargan.onnx
-      cargan export --run runs/quickstart --out whole.onnx --input samples
+      cargan export --run runs/listener --out cargan.onnx
+      cargan export --run runs/listener --out whole.onnx --input samples
       cargan export --ear shipped --out ear.onnx"""
     run: Path | None = None  # folder written by cargan train
     ear: str | None = None  # instead of a run: an ear ('shipped', a run's folder, or a file)
