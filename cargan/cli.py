@@ -239,7 +239,8 @@ def parameters(model) -> str:  # such as "G1 1.20 M, G2 1.30 M, C 0.06 M (frozen
     parts = [f"{name} {millions(net.parameters())}" for name, net in model.networks.items()]
     frozen = {k: list(net.parameters()) for k, net in model.named_children() if k not in model.networks}
     parts += [f"{name} {millions(weights)} (frozen)" for name, weights in frozen.items() if weights]
-    if own := list(model.buffers(recurse=False)): parts.append(f"{millions(own)} numbers remembered")
+    own = list(model.buffers(recurse=False))
+    if sum(b.numel() for b in own) > 10_000: parts.append(f"{millions(own)} numbers remembered")
     return ", ".join(parts) or "none"
 
 def nearest_preset(cfg) -> str:  # such as "preset lab, variant A, batch_size 16"

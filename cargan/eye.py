@@ -99,16 +99,17 @@ def hill(note: torch.Tensor,  # B MIDI keys; -1: no note
     near = torch.cat([near, (note < 0)[:, None].to(near)], 1)
     return near / near.sum(1, keepdim=True)
 
-def agreement(said: dict,  # what an eye says
+def agreement(said: dict,  # what an eye says, of all its heads or of some
               told: Told,
              ) -> torch.Tensor:  # a number: 0 would be perfect agreement about the instrument and the player
-    "How far the eye is from what was told: the paper's L_C, for every head."
-    loss = F.cross_entropy(said["instrument"].float(), told.instrument) + F.cross_entropy(said["note"].float(), hill(told.note))
-    playing, known = (told.note >= 0).float(), told.who >= 0
-    loss = loss + 4 * (playing * (said["loudness"].float() - told.loudness) ** 2).sum() / playing.sum().clamp(min=1)
-    if "who" not in said: return loss
-    each = F.cross_entropy(said["who"].float(), told.who.clamp(min=0), reduction="none")
-    return loss + (each * known).sum() / known.sum().clamp(min=1)
+    "How far the eye is from what was told: the paper's L_C, for every head that speaks."
+    playing, known = (told.note >= 0).float(), (told.who >= 0).float()
+    def mean_of(each, counts): return (each * counts).sum() / counts.sum().clamp(min=1)
+    loss = F.cross_entropy(said["instrument"].float(), told.instrument)
+    if "note" in said: loss = loss + F.cross_entropy(said["note"].float(), hill(told.note))
+    if "loudness" in said: loss = loss + 4 * mean_of((said["loudness"].float() - told.loudness) ** 2, playing)
+    if "who" in said: loss = loss + mean_of(F.cross_entropy(said["who"].float(), told.who.clamp(min=0), reduction="none"), known)
+    return loss
 
 # %% ../nbs/50_eye.ipynb #723d1fa1
 def some(told: Told, i) -> Told:  # i: positions

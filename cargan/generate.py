@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WINDOW', 'label_number', 'Picture', 'no_instrument_card', 'draw', 'label_to_draw', 'players_of', 'check_performer',
            'who_is_drawn', 'in_reach', 'instruments_drawn', 'what_is_told', 'the_box', 'the_example', 'from_hub',
-           'find_pretrained', 'Pretrained', 'SoundToImage', 'picture_of', 'look', 'summarize', 'asked_for',
+           'find_pretrained', 'Pretrained', 'SoundToImage', 'picture_of', 'look', 'summarize', 'asked_for', 'as_asked',
            'runners_up', 'check_alternatives', 'film_frame', 'Film', 'frames_late', 'Gif', 'flicker', 'distinct_stems',
            'GenerateConfig', 'written', 'frame_name', 'heard_by', 'draw_others', 'generate_one', 'generate',
            'check_wishes', 'generate_files', 'check_place', 'move']
@@ -252,7 +252,7 @@ def picture_of(model: nn.Module, found: Recording,
               ) -> Picture:
     "What was drawn for a window, with what is known of it; the card where nothing is heard in the whole sound."
     h, imagines = found.windows[i], hasattr(model, "imagine")
-    if given is not None: h = replace(h, label=INSTRUMENTS[given], probability=float(among(torch.as_tensor(found.probabilities[i]))[given]))
+    if given is not None: h = as_asked(h, given, found.probabilities[i])
     rests = imagines and not h.heard and (found.whole.heard or given is not None)
     if not (h.label or rests): stages = dict.fromkeys(model.stages, no_instrument_card(model.size))
     performer = players_of(model, model.people[player][0]).index(player) if imagines and player >= 0 and (h.label or rests) else None
@@ -294,7 +294,12 @@ def summarize(pictures,  # any iterable of `Picture`, at least one; gone through
 def asked_for(found: Recording, given: int | None) -> Heard:
     "The answer for the file, with the instrument that was asked for, if one was."
     if given is None: return found.whole
-    return replace(found.whole, label=INSTRUMENTS[given], probability=float(among(torch.as_tensor(found.instrument))[given]))
+    return as_asked(found.whole, given, found.instrument)
+
+def as_asked(h: Heard, given: int, probabilities: np.ndarray) -> Heard:  # 14 numbers
+    "The instrument that was asked for in the place of the one that is heard; sure only if they are the same."
+    name = INSTRUMENTS[given]
+    return replace(h, label=name, probability=float(among(torch.as_tensor(probabilities))[given]), sure=h.sure and h.label == name)
 
 # %% ../nbs/60_generate.ipynb #60b00012
 def runners_up(found: Recording,

@@ -148,13 +148,14 @@ def steady(windows: list,  # of `Heard`, which overlap so much that three neighb
 def vote_who(who: Who,  # as `train_who` makes it, for the ear that has listened
              memory: Memory,
              windows: list,  # of `Heard`
+             every: int = 1,  # each so many-th window has a vote: of overlapping ones those that stand side by side
             ) -> np.ndarray | None:  # 13 numbers of players; -1 where none is known. None: this ear remembers too little
     "For each instrument the player who is likeliest in all windows in which it is heard."
     if memory.features is None: return None
     device, found = who.plays.device, np.full(len(INSTRUMENTS), -1)
-    label = torch.tensor([INSTRUMENTS.index(h.label) if h.heard else -1 for h in windows])
+    label, remembered = torch.tensor([INSTRUMENTS.index(h.label) if h.heard else -1 for h in windows[::every]]), memory.features[::every]
     for k in sorted(set(who.plays.tolist())):
-        x = memory.features[label == k] if (label == k).any() else memory.features
+        x = remembered[label == k] if (label == k).any() else remembered
         chances = who(x.to(device), torch.full((len(x),), k, device=device)).log_softmax(1)
         found[k] = int(chances.sum(0).argmax())
     return found
@@ -197,7 +198,7 @@ def hear_windows(ear: nn.Module,  # as `load_audio_classifier` gives it
     heard_in = [h.loudness for h in each if h.loudness is not None]
     names = sorted({h.label for h in each if h.heard}) or INSTRUMENTS  # the file's instrument is one that is heard in some window
     said = decide(whole, key, round(float(np.mean(heard_in)), 3) if heard_in else None, sure, names)
-    players = None if who is None else vote_who(who, memory, each)
+    players = None if who is None else vote_who(who, memory, each, max(1, round(lms.seconds / hop)))
     return Recording(said, each, whole.numpy(), memory.instrument.numpy(), hop, players)
 
 # %% ../nbs/58_heard.ipynb #58d00018

@@ -6,9 +6,10 @@
 __all__ = ['LAB', 'PRESETS', 'AS_CARGAN', 'VARIANTS', 'METHOD', 'ListenerConfig', 'Planes', 'channels', 'Modulated', 'Code',
            'Decoder', 'Mender', 'Drawn', 'Cascade', 'Listener', 'decide_all', 'imagine', 'truth_of', 'with_factors',
            'groups_of_looks', 'players', 'ListenerLoss', 'ListenerTrain', 'spread_of', 'others', 'read_ear',
-           'what_is_told', 'make_parts', 'file_hash', 'names_hash', 'as_told', 'make_model', 'extras', 'Referee',
+           'what_is_told', 'make_parts', 'file_hash', 'text_hash', 'as_told', 'make_model', 'extras', 'Referee',
            'weights_of', 'weighted_l1', 'shaken', 'update_G', 'only', 'update_D', 'step', 'with_model', 'with_loss',
-           'check', 'check_own_ear', 'check_data', 'make_rivals', 'save_listener', 'load_listener', 'read_who']
+           'check_networks', 'check', 'check_own_ear', 'check_data', 'make_rivals', 'save_listener', 'load_listener',
+           'read_who']
 
 # %% ../nbs/51_listener.ipynb #9c1daf49
 import hashlib, math
@@ -240,7 +241,9 @@ def with_factors(heard: Told,  # n windows
     who = torch.tensor([number.get((int(k), str(name)), -1) for k, name in zip(label, names)], dtype=torch.int64)
     note, loudness = heard.note.cpu().float(), heard.loudness.cpu().float()
     if "pitch" in factors: note = torch.as_tensor(np.asarray(factors["pitch"], np.float32)[idx]).nan_to_num(-1)
-    if "loudness" in factors: loudness = torch.as_tensor(np.asarray(factors["loudness"], np.float32)[idx])
+    if "loudness" in factors:
+        said = torch.as_tensor(np.asarray(factors["loudness"], np.float32)[idx])
+        loudness = torch.where(said.isfinite(), said, loudness)
     if "rest" in factors: note[torch.as_tensor(np.asarray(factors["rest"]).astype(float)[idx] > 0)] = -1
     return Told(*(column.to(device) for column in (torch.from_numpy(label), note, loudness.clamp(0, 1).masked_fill(note < 0, 0.), who)))
 
@@ -310,11 +313,12 @@ def spread_of(dataset: PairDataset, idx: np.ndarray, who: torch.Tensor, people: 
 
 # %% ../nbs/51_listener.ipynb #c8ae5623
 def others(told: Told, idx: np.ndarray, kind: str, seed: int) -> np.ndarray:  # a position for each pair; its own where there is no other
-    "For each training pair another one: of the same instrument and player ('same'), or of another instrument ('other')."
+    "For each training pair another one: the same player with another note or loudness ('same'), or another instrument ('other')."
     rng, label, other = np.random.default_rng([seed, 3]), told.instrument.numpy(), np.arange(len(told.note))
     group = label * 10_000 + told.who.numpy()
     for i in idx:
-        fits = idx[(group[idx] == group[i]) & (idx != i)] if kind == "same" else idx[label[idx] != label[i]]
+        moved = ((told.note[idx] - told.note[i]).abs() >= 2) | ((told.loudness[idx] - told.loudness[i]).abs() >= 0.2)
+        fits = idx[(group[idx] == group[i]) & moved.numpy()] if kind == "same" else idx[label[idx] != label[i]]
         if len(fits): other[i] = rng.choice(fits)
     return other
 
@@ -342,7 +346,8 @@ def make_parts(cfg: ListenerTrain, pairs: Pairs, keep: Callable):
     "Name the players, write down what is told, train the eye."
     dataset, out, ear = PairDataset(pairs.bundle, cfg.model.size), Path(cfg.out), read_ear(cfg)
     names = players(dataset, pairs.train_idx, cfg.model.looks)
-    settings = dict(ear=file_hash(out/"audio_classifier.safetensors"), names=names_hash(names), size=cfg.model.size)
+    causes = [pairs.bundle.factors.get(k, ()) for k in ("pitch", "loudness", "rest")]
+    settings = dict(ear=file_hash(out/"audio_classifier.safetensors"), names=text_hash(names), causes=text_hash(causes), size=cfg.model.size)
     def name_them(path):
         save_classifier(path, *train_who(ear, replace(pairs.bundle, performer=names), pairs.train_idx, pairs.valid_idx))
     if names is not None: keep("players", settings, name_them)
@@ -360,7 +365,10 @@ def make_parts(cfg: ListenerTrain, pairs: Pairs, keep: Callable):
 
 # %% ../nbs/51_listener.ipynb #3fc27e7b
 def file_hash(path: Path) -> str: return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-def names_hash(names) -> str: return "" if names is None else hashlib.sha256(repr(np.asarray(names).tolist()).encode()).hexdigest()
+def text_hash(values) -> str:
+    "A name for any arrays."
+    return hashlib.sha256(repr([np.asarray(v).tolist() for v in (() if values is None else values)]).encode()).hexdigest()
+
 def as_told(rows: torch.Tensor) -> Told:  # n x 4
     "The way back from a table."
     return Told(rows[:, 0].long(), rows[:, 1], rows[:, 2], rows[:, 3].long())
@@ -479,15 +487,20 @@ VARIANTS = {  # the first that fits gives a run its name
 }
 
 # %% ../nbs/51_listener.ipynb #40990494
-def check(cfg: ListenerTrain):
-    "Raises `CarganError` for values that no listener can have."
-    size, model, loss = cfg.model.size, cfg.model, cfg.loss
+def check_networks(model: ListenerConfig):
+    "Raises `CarganError` for networks that nobody can build."
+    size = model.size
     if size < 32 or size & (size - 1):
         raise CarganError(f"model.size={size} is not possible; give a power of two, at least 32 (64, 128 and 256 are usual)")
     if min(model.base, model.d_base) < 1 or model.looks < 0:
         raise CarganError("model.base and model.d_base must be at least 1, and model.looks 0 or more")
     if "instrument" not in model.told or set(model.told) - set(sizes(1)):
         raise CarganError(f"model.told={model.told} is not possible; give some of {', '.join(sizes(1))}, and instrument among them")
+
+def check(cfg: ListenerTrain):
+    "Raises `CarganError` for values that no listener can have."
+    check_networks(cfg.model)
+    loss = cfg.loss
     for name in ("hands", "lambda_eye", "lambda_gan"):
         if not 0 <= getattr(loss, name) < math.inf:
             raise CarganError(f"loss.{name}={getattr(loss, name)} is not possible; give a number from 0 on")
@@ -530,6 +543,7 @@ def load_listener(folder: str | Path) -> Listener:  # in evaluation mode
     tensors, _ = load_weights(folder/"model.safetensors")
     def read(name, cls): return config_from_dict(cls, values.get(name, {}))
     who = Who(read_who(values["who"])) if "who" in values else None
+    check_networks(read("model", ListenerConfig))
     model = Listener(read("model", ListenerConfig), Eye(read("eye", EyeConfig)), AudioClassifier(read("ear", AudioClassifierConfig)), who)
     try: model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
     except RuntimeError: raise CarganError(f"{folder/'model.safetensors'} does not fit {folder/'config.json'}; copy both anew") from None
@@ -538,5 +552,7 @@ def load_listener(folder: str | Path) -> Listener:  # in evaluation mode
 # %% ../nbs/51_listener.ipynb #0857022b
 def read_who(values: dict) -> WhoConfig:
     "The players of a stored listener."
-    try: return WhoConfig(**values | dict(people=tuple((int(k), str(name)) for k, name in values["people"])))
-    except (KeyError, TypeError, ValueError): raise CarganError("the players in config.json are damaged; copy the folder anew") from None
+    try:
+        people = tuple((range(len(INSTRUMENTS))[int(k)], str(name)) for k, name in values["people"])
+        return WhoConfig(**values | dict(people=people))
+    except (KeyError, TypeError, ValueError, IndexError): raise CarganError("the players in config.json are damaged; copy the folder anew") from None
