@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WINDOW', 'label_number', 'Picture', 'no_instrument_card', 'draw', 'label_to_draw', 'players_of', 'check_performer',
            'who_is_drawn', 'in_reach', 'instruments_drawn', 'what_is_told', 'the_box', 'the_example', 'from_hub',
-           'find_pretrained', 'Pretrained', 'SoundToImage', 'picture_of', 'look', 'summarize', 'asked_for', 'as_asked',
+           'find_pretrained', 'Pretrained', 'SoundToImage', 'as_asked', 'picture_of', 'look', 'summarize', 'asked_for',
            'runners_up', 'check_alternatives', 'film_frame', 'Film', 'frames_late', 'Gif', 'flicker', 'distinct_stems',
            'GenerateConfig', 'written', 'frame_name', 'heard_by', 'draw_others', 'generate_one', 'generate',
            'check_wishes', 'generate_files', 'check_place', 'move']
@@ -244,6 +244,11 @@ class SoundToImage(Pretrained):
         return look(self.model, stream_windows(blocks, self.lms, self.lms.sample_rate / fps), found, given, self.lms, performer=performer)
 
 # %% ../nbs/60_generate.ipynb #60b0000c
+def as_asked(h: Heard, given: int, probabilities: np.ndarray) -> Heard:  # 14 numbers
+    "The instrument that was asked for in the place of the one that is heard; sure only if they are the same."
+    name = INSTRUMENTS[given]
+    return replace(h, label=name, probability=float(among(torch.as_tensor(probabilities))[given]), sure=h.sure and h.label == name)
+
 def picture_of(model: nn.Module, found: Recording,
                i: int,  # which window
                given: int | None,  # the instrument that was asked for
@@ -295,11 +300,6 @@ def asked_for(found: Recording, given: int | None) -> Heard:
     "The answer for the file, with the instrument that was asked for, if one was."
     if given is None: return found.whole
     return as_asked(found.whole, given, found.instrument)
-
-def as_asked(h: Heard, given: int, probabilities: np.ndarray) -> Heard:  # 14 numbers
-    "The instrument that was asked for in the place of the one that is heard; sure only if they are the same."
-    name = INSTRUMENTS[given]
-    return replace(h, label=name, probability=float(among(torch.as_tensor(probabilities))[given]), sure=h.sure and h.label == name)
 
 # %% ../nbs/60_generate.ipynb #60b00012
 def runners_up(found: Recording,
