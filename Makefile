@@ -69,7 +69,7 @@ define results
 endef
 
 quickstart: data
-	$(BIN)/cargan train --method listener --data $(DATA).npz --out runs/listener --preset lab --epochs 10
+	$(BIN)/cargan train --method listener --data $(DATA).npz --out runs/listener --preset lab --epochs 14
 	$(BIN)/cargan evaluate --run runs/listener --data $(DATA).npz
 	$(BIN)/cargan generate --run runs/listener --out runs/listener/melody --video --fps 10 $(DATA)/melody.wav
 	$(call results,runs/listener)
