@@ -7,7 +7,7 @@ __all__ = ['WINDOW', 'label_number', 'Picture', 'no_instrument_card', 'draw', 'l
            'who_is_drawn', 'in_reach', 'instruments_drawn', 'what_is_told', 'the_box', 'the_example', 'from_hub',
            'find_pretrained', 'Pretrained', 'SoundToImage', 'as_asked', 'picture_of', 'look', 'summarize', 'asked_for',
            'runners_up', 'check_alternatives', 'film_frame', 'Film', 'frames_late', 'Gif', 'flicker', 'distinct_stems',
-           'GenerateConfig', 'written', 'frame_name', 'heard_by', 'draw_others', 'generate_one', 'generate',
+           'GenerateConfig', 'written', 'frame_name', 'heard_by', 'draw_others', 'generate_one', 'generate', 'in_turn',
            'check_wishes', 'generate_files', 'check_place', 'move']
 
 # %% ../nbs/60_generate.ipynb #77de68da
@@ -530,9 +530,15 @@ def generate(cfg: GenerateConfig) -> list[dict]:  # one entry per sound, as in g
     for audio in cfg.audio: existing_file(audio, "sound file")
     entries = generate_files(SoundToImage.from_pretrained(cfg.hub or cfg.run, cfg.device), cfg)
     for e in entries:
-        fine = next(name for name in e["files"] if name.endswith("_fine.png"))
-        print(f"{e['input']}: {in_words(Heard(**{f.name: e[f.name] for f in fields(Heard)}))} -> {Path(cfg.out)/fine}")
+        fine, names = next(name for name in e["files"] if name.endswith("_fine.png")), in_turn(e["windows"])
+        turns = f"; window by window: {', '.join(names)}" if len(names) > 1 else ""
+        print(f"{e['input']}: {in_words(Heard(**{f.name: e[f.name] for f in fields(Heard)}))}{turns} -> {Path(cfg.out)/fine}")
     return entries
+
+def in_turn(windows: list) -> list:  # of dictionaries, as in generate.json; -> names in the order in which they come
+    "Instruments that are heard in at least a fifth of the sounding windows: more than one where they take turns, or where the ear wavers."
+    heard = [w["label"].replace("_", " ") for w in windows if w["heard"]]
+    return [name for name in dict.fromkeys(heard) if 5 * heard.count(name) >= len(heard)]
 
 # %% ../nbs/60_generate.ipynb #60b0001e
 def check_wishes(model: nn.Module, cfg: GenerateConfig):

@@ -390,7 +390,8 @@ def test_the_example_needs_no_sound(tmp_path, monkeypatch, capsys):
     for _ in range(2): entry, = generate(GenerateConfig(example=True))
     assert entry["heard"] and {w["label"] for w in entry["windows"]} == {"trombone", "cello", "trumpet", "clarinet"}
     assert {"generate.json", "example_fine.png"} <= {p.name for p in Path("pictures").iterdir()}
-    assert "pictures/example_fine.png" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "pictures/example_fine.png" in said and "window by window: trombone, cello, trumpet, clarinet" in said
     assert the_example().stat().st_size < 200_000
 
 
