@@ -95,7 +95,8 @@ def hill(note: torch.Tensor,  # B MIDI keys; -1: no note
         ) -> torch.Tensor:  # B x 89, each row sums to 1
     "A note as a target: its neighbours are nearly right, too."
     keys = torch.arange(NOTES, device=note.device) + LOWEST
-    near = torch.exp(-((note[:, None] - keys) / sigma) ** 2 / 2) * (note >= 0)[:, None]
+    inside = note.clamp(LOWEST, LOWEST + NOTES - 1)[:, None]  # a note beyond the piano's is the piano's last one
+    near = torch.exp(-((inside - keys) / sigma) ** 2 / 2) * (note >= 0)[:, None]
     near = torch.cat([near, (note < 0)[:, None].to(near)], 1)
     return near / near.sum(1, keepdim=True)
 

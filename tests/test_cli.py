@@ -128,7 +128,7 @@ def test_evaluate_writes_the_agreed_metrics(tiny_run, tiny_data, tmp_path, capfd
     assert {"accuracy_true_label", "accuracy_predicted_label", "l1_coarse", "l1_fine", "n", "seconds"} <= metrics.keys()
     assert {"accuracy", "listening", "probes", "distances", "stages", "attention", "loudness", "paper"} <= metrics.keys()
     assert metrics["n"] > 0 and f"{metrics['l1_fine']:.3f}" in capfd.readouterr().out
-    pictures = ("contact_sheet", "confusion", "listening", "probes", "memorisation", "attention")
+    pictures = ("contact_sheet", "confusion", "following", "sweep", "listening", "probes", "memorisation", "attention")
     assert all(Image.open(run/f"{name}.png").width > 300 for name in pictures)
     page = (run/"report.html").read_text()
     assert page.count("data:image/png;base64,") == len(pictures)

@@ -138,7 +138,7 @@ def test_a_bundle_that_is_replaced_while_it_is_being_opened_is_refused(tmp_path,
 def weights(run): return (checkpoint_folders(run)[-1]/"weights.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", [n for n in TRAINED if n != "listener"])  # its step sizes, and when the eye begins, depend on the total
 def test_more_epochs_end_with_the_weights_of_a_straight_run(name, tmp_path):
     save_bundle(toy_bundle(), tmp_path/"pairs.npz")
     cfg = tiny(name, tmp_path, parts=tmp_path/"parts", ema=0.9, max_steps=None, batch_size=16)
