@@ -40,9 +40,9 @@ from .core import INSTRUMENTS, CarganError, atomic_path, read_json, save_figure,
 from .data import PairDataset, fingerprint, name_of, one_per_instrument, open_data, split_recordings
 from .following import (Held, alternatives, half_later, hear, hearing_score, imagined, mean_pictures_of, nearest_by_sound, next_windows,
                               score_following, show_following, show_sweep, sweep_drawings, sweep_sounds, sweep_table)
-from .listening import (ProbeConfig, attention_layers, draw_pictures, draw_sounds, follow, judged, listening_table, load_probe, make_conditions, partners,
-                              probe_table, r_squared, read_off, real_pictures, residue_table, save_probe, show_attention, show_listening, show_probes, train_probe,
-                              without_attention)
+from .listening import (ProbeConfig, attention_layers, draw_pictures, draw_sounds, follow, judged, listening_table, load_probe,
+                              make_conditions, partners, probe_table, r_squared, read_off, real_pictures, residue_table, save_probe,
+                              show_attention, show_listening, show_probes, train_probe, without_attention)
 from .metrics import (EffNetExtractor, bootstrap, cached, distances, features, load_inception, macro_accuracy, memorised, nearest,
                             pixel_metrics, show_suspicious)
 from .cost import step_flops
@@ -293,8 +293,8 @@ def summarise(truth: np.ndarray,  # n class numbers
     return scores(~rest if not rest.all() else rest) | parts | dict(chance=1 / len(INSTRUMENTS))
 
 # %% ../nbs/45_evaluation.ipynb #d435a6cd
-TOLD = (" This method decides for itself what it hears. 'True label' means here that it is told all that is true (instrument, note, loudness, player), "
-        "so that these numbers say what drawing costs; 'predicted label' is as heard, by its own ear.")
+TOLD = (" This method decides for itself what it hears. 'True label' means here that it is told all that is true "
+        "(instrument, note, loudness, player), so that these numbers say what drawing costs; 'predicted label' is as heard, by its own ear.")
 
 LABELS = {  # what a report says of a method's label
     "wants": "",
@@ -451,7 +451,8 @@ def ear_table(case: Case, held: Held) -> pd.DataFrame | None:  # one row; None w
 def as_it_should(held: Held, read: np.ndarray, other: np.ndarray) -> pd.DataFrame:  # read: N x 2, off the pictures as heard
     "The sound of another window of the same instrument: R² against what was heard, and against what belongs to the window."
     rows = {"what was heard": other, "what belongs here": np.arange(len(other))}
-    r2 = {k: {name: r_squared(held.cues[at, j], read[other, j], held.label) for j, name in enumerate(("note", "loudness"))} for k, at in rows.items()}
+    def against(at): return {name: r_squared(held.cues[at, j], read[other, j], held.label) for j, name in enumerate(("note", "loudness"))}
+    r2 = {k: against(at) for k, at in rows.items()}
     return pd.DataFrame(r2).T.rename_axis("R² against").assign(n=len(other))
 
 # %% ../nbs/45_evaluation.ipynb #6a2b242e
@@ -469,8 +470,9 @@ def muted(case: Case) -> dict:  # share_before, share, change, n
     rows, cfg = case.playing, LMSConfig()
     img = draw_heard(case, torch.full((1, cfg.n_mels, cfg.frames), cfg.db_min), "silence").expand(len(rows), -1, -1, -1)
     seen = judged(case.judges["independent"], img[:1]).repeat(len(rows))
-    before = macro_accuracy(case.truth[rows], case.seen("predicted")[rows])
-    return dict(share_before=before, share=macro_accuracy(case.truth[rows], seen), change=changed(img, case.sets["predicted"][rows]), n=len(rows))
+    shares = dict(share_before=case.seen("predicted")[rows], share=seen)
+    shares = {k: macro_accuracy(case.truth[rows], v) for k, v in shares.items()}
+    return shares | dict(change=changed(img, case.sets["predicted"][rows]), n=len(rows))
 
 # %% ../nbs/45_evaluation.ipynb #94256140
 def shifted(case: Case, probe: nn.Module | None) -> dict:  # empty where no window follows another
@@ -522,12 +524,15 @@ def swept(case: Case, probe: nn.Module | None) -> tuple:  # (table, figure); two
     return table, show_sweep(sweep, shown, tuple(names))
 
 # %% ../nbs/45_evaluation.ipynb #7338e1c2
-FOLLOWING = ("A picture as heard depends on the sound alone, so each is compared with what is true of its own sound; swapped sounds give the same "
-             "pictures. 'follows_sound': the judge names the sound's instrument (macro; a method that wants a label is told what the ear hears). "
-             "'note_r2' and 'loudness_r2': R² within instruments of what the probe reads, wrong instruments counted as drawn; 'two_alternatives': "
-             "the share of pictures nearer to their own real picture than to another one of the same instrument and player, at least 2 semitones "
-             "or 0.2 of loudness away, by the probe's reading and by L1 over the pixels that differ; the lower counts, chance is 0.5. "
-             "'semitones' and 'loudness_error' are the mean errors that the probe reads, octave errors apart. Intervals: 95 %, bootstrap over recordings. 'mute' and 'shift': what happens to the pictures as heard when the "
+FOLLOWING = ("A picture as heard depends on the sound alone, so each is compared with what is true of its own sound; "
+             "swapped sounds give the same pictures. 'follows_sound': the judge names the sound's instrument "
+             "(macro; a method that wants a label is told what the ear hears). "
+             "'note_r2' and 'loudness_r2': R² within instruments of what the probe reads, wrong instruments counted as drawn. "
+             "'two_alternatives': the share of pictures nearer to their own real picture than to another one of the same instrument "
+             "and player, at least 2 semitones or 0.2 of loudness away, by the probe's reading and by L1 over the pixels that differ; "
+             "the lower counts, chance is 0.5. "
+             "'semitones' and 'loudness_error' are the mean errors that the probe reads, octave errors apart. "
+             "Intervals: 95 %, bootstrap over recordings. 'mute' and 'shift': what happens to the pictures as heard when the "
              "sound is digital silence, or begins 250 ms later and so is half this window's and half the next one's.")
 
 # %% ../nbs/45_evaluation.ipynb #16203ef2
@@ -542,7 +547,9 @@ def part_following(case: Case) -> Part:
     add_floors(case)
     table, (sweep, strip), other = following_table(case, held, probe), swept(case, probe), partners(held.label, case.cfg.seed, same=True)
     tables, figures = {"between floor and ceiling": table}, {}
-    if held.cues is not None: tables |= {"what is heard": ear_table(case, held), "another window of the same instrument is heard": as_it_should(held, read_from(case, "predicted", probe)[rows], other)}
+    if held.cues is not None:
+        tables["what is heard"] = ear_table(case, held)
+        tables["another window of the same instrument is heard"] = as_it_should(held, read_from(case, "predicted", probe)[rows], other)
     tables = {k: t for k, t in tables.items() if t is not None}
     alone = {"mute": muted(case), "shift by 250 ms": shifted(case, probe if held.cues is not None else None)}
     tables |= {k: pd.DataFrame({"as heard": v}).T for k, v in alone.items() if v}

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import INSTRUMENTS, CarganError
-from .data import PairDataset
 from .hearing import LOWEST, NOTES, Told
 from .looking import augment_images, fit, freeze, image_batches, load_network
 

@@ -27,8 +27,8 @@ from torch import nn
 from .core import INSTRUMENTS, CarganError, load_weights, needs, read_json, save_weights, writable_folder, write_json
 from .data import PairDataset
 from .discriminator import DiscriminatorConfig, PatchDiscriminator
-from .eye import Eye, EyeConfig, agreement, in_numbers, load_eye, seen_in, sizes, some, train_eye
-from .hearing import (AudioClassifier, AudioClassifierConfig, Told, Who, WhoConfig, can_tell_people, decided, find_ear,
+from .eye import Eye, EyeConfig, agreement, in_numbers, load_eye, seen_in, sizes, train_eye
+from .hearing import (AudioClassifier, AudioClassifierConfig, Told, Who, WhoConfig, can_tell_people, decided,
                             load_audio_classifier, people_of, train_who)
 from .lms import LMSConfig, lms_to_input
 from .looking import freeze, load_network, save_classifier

@@ -9,10 +9,9 @@ import torch
 
 from cargan.bundle import open_bundle, save_bundle
 from cargan.core import CarganError, load_weights
-from cargan.data import PairDataset, split_recordings
+from cargan.data import PairDataset
 from cargan.hearing import AudioClassifierConfig, Told
-from cargan.listener import VARIANTS, Listener, as_told, load_listener, players, save_listener
-from cargan.methods import find_method, read_config
+from cargan.listener import as_told, load_listener, players, save_listener
 from cargan.runs import load_run
 from cargan.training import set_rates, train
 from conftest import SHARED
