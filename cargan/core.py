@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['INSTRUMENTS', 'LEFT_BY_SYSTEMS', 'LACKS', 'CarganError', 'existing_file', 'writable_folder', 'contents',
-           'MissingExtra', 'packages_of', 'installed', 'lacking', 'needs', 'atomic_path', 'exchange', 'write_json',
-           'read_json', 'save_weights', 'load_weights', 'load_state', 'seed_everything', 'cores', 'to_uint8',
-           'from_uint8', 'show_images', 'save_figure']
+           'MissingExtra', 'packages_of', 'installed', 'lacking', 'needs', 'atomic_path', 'exchange', 'alone',
+           'write_json', 'read_json', 'save_weights', 'load_weights', 'load_state', 'seed_everything', 'cores',
+           'to_uint8', 'from_uint8', 'show_images', 'save_figure']
 
 # %% ../nbs/01_core.ipynb #77de68da
 import json, os, random, re, shutil, tempfile
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -132,6 +133,13 @@ def exchange(new: Path, path: Path):
     try: os.replace(new, path)
     except OSError: os.replace(old, path); raise
     shutil.rmtree(old, ignore_errors=True)
+
+# %% ../nbs/01_core.ipynb #7e5cd9a1
+@contextmanager
+def alone(path: str | Path):  # a file that several processes may want to make
+    "Within the block no other process makes this file: it waits, and then finds it made."
+    path = Path(path)
+    with FileLock(writable_folder(path.parent)/f".{path.name}.lock"): yield
 
 # %% ../nbs/01_core.ipynb #9e6a55b6
 def write_json(path: str | Path,  # `.json` file

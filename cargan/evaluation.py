@@ -36,7 +36,7 @@ with needs("evaluate", "cargan.evaluation"):
 
 from .hearing import decided, listen_to, load_audio_classifier, predict_label
 from .looking import ClassifierConfig, load_classifier, save_classifier, show_confusion, train_classifier
-from .core import INSTRUMENTS, CarganError, atomic_path, read_json, save_figure, show_images, to_uint8, write_json
+from .core import INSTRUMENTS, CarganError, alone, atomic_path, read_json, save_figure, show_images, write_json
 from .data import PairDataset, fingerprint, name_of, one_per_instrument, open_data, split_recordings
 from .following import (Held, alternatives, half_later, hear, hearing_score, imagined, mean_pictures_of, nearest_by_sound, next_windows,
                               score_following, show_following, show_sweep, sweep_drawings, sweep_sounds, sweep_table)
@@ -89,8 +89,9 @@ def kept(folder: Path,  # where parts lie, perhaps those of several runs
         ) -> nn.Module:
     "A network for these pairs: loaded if it is there, else trained."
     path = folder/f"{part_name(pairs, name, settings)}.safetensors"
-    try: return load(path).to(pairs.device)
-    except CarganError: make(path)  # missing, or damaged: made again
+    with alone(path):
+        try: return load(path).to(pairs.device)
+        except CarganError: make(path)  # missing, or damaged: made again
     return load(path).to(pairs.device)
 
 def get_judge(folder: Path,  # where it is, or will be

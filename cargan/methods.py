@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .core import CarganError, atomic_path, load_weights, read_json, writable_folder
+from .core import CarganError, alone, atomic_path, load_weights, read_json, writable_folder
 from .data import name_of
 from .hearing import AudioClassifierConfig
 
@@ -171,7 +171,8 @@ def keep_part(run: Path,  # folder of the run
         make(path)
         return path
     common = writable_folder(shared)/f"{part_name(pairs, name, settings)}.safetensors"
-    if not usable(common): make(common)
+    with alone(common):
+        if not usable(common): make(common)
     with atomic_path(path) as tmp: link_or_copy(common, tmp)
     return path
 

@@ -8,7 +8,7 @@ __all__ = ['INCEPTION_SHA256', 'macro_accuracy', 'bootstrap', 'mean_std', 'pixel
            'nearest', 'memorised', 'show_suspicious']
 
 # %% ../nbs/40_metrics.ipynb #77de68da
-from .core import CarganError, existing_file, load_state, load_weights, save_weights, show_images  # first: it forbids ONNX Runtime, which torchmetrics imports too, to report to its makers
+from .core import CarganError, alone, existing_file, load_state, load_weights, save_weights, show_images  # first: it forbids ONNX Runtime, which torchmetrics imports too, to report to its makers
 
 import hashlib, math, tempfile
 from pathlib import Path
@@ -165,8 +165,9 @@ def cached(path: Path,  # `.safetensors`; its name stands for the data
            make,  # () -> name -> tensor
           ) -> dict:
     "Tensors that were computed before, or are now."
-    try: return load_weights(path)[0]
-    except CarganError: save_weights(path, tensors := make())
+    with alone(path):
+        try: return load_weights(path)[0]
+        except CarganError: save_weights(path, tensors := make())
     return tensors
 
 # %% ../nbs/40_metrics.ipynb #cb4e5208

@@ -260,7 +260,7 @@ def step(p: Players, batch: dict) -> dict:  # named losses
 PRESETS = {
     "paper": S2ICTrain(),
     "lab": S2ICTrain(model=S2ICConfig(size=64, base=24, d_base=24), encoder=EncoderConfig(base=16, epochs=6),
-                     audio=AudioClassifierConfig(epochs=20), epochs=4, batch_size=8, lr_d=4e-4, ema=0.99, log_every=10,
+                     audio=AudioClassifierConfig(epochs=20), epochs=2, batch_size=8, lr_d=4e-4, ema=0.99, log_every=10,
                      sample_every=200, checkpoint_every=200),
 }
 

@@ -46,11 +46,6 @@ def test_benchmarks_refuse_in_one_line(tmp_path, script, option, value, words):
     assert done.returncode and words in done.stderr and len(done.stderr.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
 
 
-def test_draws_need_a_run(tmp_path):
-    done = run("bench/draws.py", tmp_path/"draws", "--run", tmp_path/"nowhere")
-    assert done.returncode == 2 and "does not exist; train one with" in done.stderr and len(done.stderr.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
-
-
 def test_rows_of_earlier_runs(tmp_path, monkeypatch):
     "The tracked rows can be read, so that `make bench` may go on from them; no file is no rows; anything else is refused."
     monkeypatch.syspath_prepend(ROOT/"bench")
