@@ -107,7 +107,7 @@ def test_a_dry_run_trains_nothing(tmp_path, capsys):
 
 @pytest.mark.parametrize("words, says", [
     (["--only", "modles"], "the grid has no modles"), (["--shard", "4/3"], "such as 3/8"), (["--seeds", "7"], "give some of 0 1 2"),
-    (["--more-epochs", "0"], "give 1 or more"), (["--preset", "paper"], "the preset paper needs data of your own"), (["--data", "nowhere.npz"], "nowhere.npz")])
+    (["--more-epochs", "0"], "give a number above 0"), (["--preset", "paper"], "the preset paper needs data of your own"), (["--data", "nowhere.npz"], "nowhere.npz")])
 def test_bad_input_gets_one_sentence(words, says, tmp_path, capsys):
     assert main(["reproduce", "--out", str(tmp_path/"r"), "--work", str(tmp_path/"w"), *words]) == 2
     err = capsys.readouterr().err
