@@ -7,9 +7,10 @@ __all__ = ['LAMBDAS', 'TRICKS', 'PARTS_OF_LISTENER', 'THIRD', 'GRID', 'SHARES', 
            'FIRST', 'RECORDINGS', 'PERFORMERS', 'LIMIT', 'COURSES', 'SAMPLED', 'REPORTS', 'ASIDE', 'SHOWN', 'Row',
            'sweep_row', 'with_option', 'seeded', 'configured', 'of_last', 'of_distance', 'line_of', 'ReproduceConfig',
            'Task', 'tasks_of', 'shard_of', 'data_name', 'find_data', 'windows_of', 'strip', 'save_small', 'real_strip',
-           'save_windows', 'save_course', 'save_report', 'settings_of', 'config_of', 'result_file', 'read_result',
-           'run_task', 'said_of', 'write_lines', 'spread', 'minutes', 'plan_file', 'missing', 'print_tables',
-           'measured_step', 'flop_rate', 'cost_of', 'training_pairs', 'dry_run', 'time_left', 'reproduce']
+           'save_windows', 'save_course', 'save_report', 'settings_of', 'config_of', 'result_file', 'load_result',
+           'read_result', 'run_task', 'said_of', 'write_lines', 'spread', 'minutes', 'plan_file', 'missing',
+           'print_tables', 'measured_step', 'flop_rate', 'cost_of', 'training_pairs', 'dry_run', 'time_left',
+           'reproduce']
 
 # %% ../nbs/46_reproduce.ipynb #52a28d15
 from .core import needs
@@ -228,7 +229,7 @@ def windows_of(bundle) -> tuple:  # positions of pairs: the first of each instru
     rest = np.asarray(bundle.factors.get("rest", np.zeros(len(bundle)))).astype(float)[idx] > 0
     return one_per_instrument(label, idx[~rest]), one_per_instrument(label, idx[power.argsort(kind="stable")])
 
-# %% ../nbs/46_reproduce.ipynb #d1aa22e8
+# %% ../nbs/46_reproduce.ipynb #22e2e673
 LIMIT = 100_000  # bytes of a picture
 
 @torch.no_grad()
@@ -240,13 +241,13 @@ def strip(run: Path, dataset_of, rows: list) -> np.ndarray:  # (stages * size) x
     drawn = model.draw(batch["mel"], batch["label"])
     return np.concatenate([np.concatenate(list(to_uint8(drawn[stage])), 1) for stage in reversed(model.stages)])
 
-def save_small(path: Path, img: np.ndarray):
-    "A PNG of at most `LIMIT` bytes: with all its colours if they fit, else with as many as fit."
+def save_small(path: Path, img: np.ndarray, limit: int = LIMIT):
+    "A PNG of at most `limit` bytes: with all its colours if they fit, else with as many as fit."
     picture = Image.fromarray(img)
     for colours in (0, 256, 192, 128, 64, 32, 16):
         with atomic_path(path) as tmp:
             (picture.quantize(colours) if colours else picture).save(tmp, optimize=True)
-        if path.stat().st_size <= LIMIT: return
+        if path.stat().st_size <= limit: return
 
 def real_strip(bundle, size: int, rows: list) -> np.ndarray:  # 2 size x (rows * size) x 3, uint8
     "The real pictures of some pairs, and below them their sounds."
@@ -282,7 +283,7 @@ def save_course(cfg: ReproduceConfig, name: str, run: Path, shown: int = 6, line
     save_small(folder/f"{name}.png", np.concatenate(picked))
     write_json(folder/f"{name}.json", dict(steps=[int(f.stem.removeprefix("step_")) for f in chosen]))
 
-# %% ../nbs/46_reproduce.ipynb #b927c06e
+# %% ../nbs/46_reproduce.ipynb #4cf68e4f
 REPORTS = ("cargan-E", "listener-plain")  # rows whose first seed leaves its whole report
 
 def save_report(cfg: ReproduceConfig, name: str, run: Path, metrics: dict):
@@ -292,9 +293,9 @@ def save_report(cfg: ReproduceConfig, name: str, run: Path, metrics: dict):
     for picture in ("listening", "following"):
         img = Image.open(run/f"{picture}.png").convert("RGB")
         img.thumbnail((1000, 1000))
-        save_small(folder/f"{name}-{picture}.png", np.asarray(img))
+        save_small(folder/f"{name}-{picture}.png", np.asarray(img), 2 * LIMIT)
 
-# %% ../nbs/46_reproduce.ipynb #b6e19b95
+# %% ../nbs/46_reproduce.ipynb #35c1271f
 ASIDE = FREE - {"epochs", "max_steps"}  # options that decide nothing about a result
 
 def settings_of(cfg: TrainConfig) -> dict:  # dotted name -> value
@@ -309,19 +310,24 @@ def config_of(cfg: ReproduceConfig, task: Task) -> TrainConfig:
 
 def result_file(cfg: ReproduceConfig, task: Task) -> Path: return cfg.out/"runs"/data_name(cfg)/f"{task.name}.json"
 
+def load_result(file: Path) -> dict:  # line, settings, made
+    "A result, whatever its settings were; raises `CarganError` if it is none."
+    result = read_json(file, "result")
+    whole = all(isinstance(result.get(k), dict) for k in ("line", "settings", "made"))
+    if not whole: raise CarganError(f"result {file} does not hold what this command writes; remove it, or give another --out")
+    return result
+
 def read_result(cfg: ReproduceConfig, task: Task) -> dict | None:  # None: not done
     "A result, if it is there; raises `CarganError` if it was made with other settings."
     if not (file := result_file(cfg, task)).exists(): return None
-    result, now = read_json(file, "result"), settings_of(config_of(cfg, task))
-    old = result.get("settings")
-    if not isinstance(old, dict) or not isinstance(result.get("line"), dict):
-        raise CarganError(f"result {file} does not hold what this command writes; remove it, or give another --out")
+    result, now = load_result(file), settings_of(config_of(cfg, task))
+    old = result["settings"]
     if differ := sorted(k for k in old.keys() | now.keys() if old.get(k) != now.get(k)):
         change = f"{differ[0]} was {old.get(differ[0])}, now {now.get(differ[0])}"
         raise CarganError(f"result {file} was made with other settings ({change}); remove it, or give another --out")
     return result
 
-# %% ../nbs/46_reproduce.ipynb #e3ed2f66
+# %% ../nbs/46_reproduce.ipynb #2ac66a8b
 def run_task(cfg: ReproduceConfig, task: Task, data: Path) -> dict:  # its line
     "Train, score, draw, and write the result last."
     began, train_cfg = time.time(), replace(config_of(cfg, task), data=data)
@@ -347,7 +353,7 @@ def said_of(cfg: ReproduceConfig) -> list:  # words of the command line
 def write_lines(cfg: ReproduceConfig) -> pd.DataFrame:  # all lines of these data, in the order of the grid
     "OUT/DATA.csv, from every result that is there."
     files = {t.name: result_file(cfg, t) for t in tasks_of()}
-    lines = [read_json(f, "result")["line"] for f in files.values() if f.exists()]
+    lines = [load_result(f)["line"] for f in files.values() if f.exists()]
     table = pd.DataFrame(lines, columns=[*FIRST, *COLUMNS, "extractor"])
     with atomic_path(cfg.out/f"{data_name(cfg)}.csv") as tmp: table.to_csv(tmp, index=False, float_format="%.5g")
     return table
@@ -413,7 +419,7 @@ def flop_rate(method: str, device: str) -> float:  # FLOPs per second; 0 for a m
     seconds = measured_step(cfg)
     return step_cost(cfg, cfg.batch_size).flops / seconds if seconds else 0.
 
-# %% ../nbs/46_reproduce.ipynb #9e155ddf
+# %% ../nbs/46_reproduce.ipynb #644f97d8
 def cost_of(cfg: TrainConfig, pairs: int, rate: float) -> dict:  # pairs: to train on; rate: FLOPs per second
     "Steps, FLOPs, memory and seconds of a run."
     cost = step_cost(cfg, cfg.batch_size)
@@ -427,9 +433,9 @@ def training_pairs(cfg: ReproduceConfig) -> int:
     if cfg.data is not None: return len(split_recordings(open_data(cfg.data))[0])
     return 71_230 if cfg.preset == "paper" else RECORDINGS[0] * SynthConfig("").windows * len(INSTRUMENTS)
 
-def dry_run(cfg: ReproduceConfig) -> pd.DataFrame:  # a row for each row of the grid that was asked for
+def dry_run(cfg: ReproduceConfig, tasks: list) -> pd.DataFrame:  # a row for each row of the grid that was asked for
     "Print, and keep in OUT/plan_PRESET.csv, what every run would cost."
-    tasks, pairs, rates, rows = tasks_of(cfg.only, cfg.seeds), training_pairs(cfg), {}, {}
+    pairs, rates, rows = training_pairs(cfg), {}, {}
     for task in tasks:
         row = task.row
         if row.method not in rates: rates[row.method] = 1e12 * cfg.tflops if cfg.tflops else flop_rate(row.method, cfg.device)
@@ -439,17 +445,18 @@ def dry_run(cfg: ReproduceConfig) -> pd.DataFrame:  # a row for each row of the 
     plan = pd.DataFrame.from_dict(rows, orient="index").rename_axis("row")
     print(plan.to_markdown(floatfmt=".3g"))
     total, machine = minutes((plan.seconds * plan.seeds).sum()), f"at {cfg.tflops:g} TFLOP/s" if cfg.tflops else "on this machine"
-    print(f"\n{plan.seeds.sum()} runs on {pairs:,} training pairs: about {total} of training {machine}, one after another; an evaluation comes after each.")
+    runs = f"{plan.seeds.sum()} runs on {pairs:,} training pairs"
+    print(f"\n{runs}: about {total} of training {machine}, one after another; an evaluation comes after each.")
     how = "from the speed that was given" if cfg.tflops else "scaled from one measured step of lab of each method"
     print(f"FLOPs and memory are counted, seconds {how}.")
     with atomic_path(plan_file(cfg)) as tmp: plan.to_csv(tmp, float_format="%.4g")
     return plan
 
-# %% ../nbs/46_reproduce.ipynb #d8d6ba4e
+# %% ../nbs/46_reproduce.ipynb #3801dffc
 def time_left(cfg: ReproduceConfig, todo: list) -> str:  # such as "about 2.3 h"
     "From what runs of the same row, of the same method, or any runs took."
     files = {t: result_file(cfg, t) for t in tasks_of()}
-    took = {t: read_json(f, "result")["made"]["seconds"] for t, f in files.items() if f.exists()}
+    took = {t: load_result(f)["made"].get("seconds", 0) for t, f in files.items() if f.exists()}
     if not took: return "nobody knows how long"
     def guess(task):
         same_row = [s for t, s in took.items() if t.row == task.row]
@@ -462,10 +469,10 @@ def reproduce(cfg: ReproduceConfig):
     for name in ("more_epochs", "max_steps", "listen", "pairs", "tflops"):
         if (v := getattr(cfg, name)) is not None and not v > 0: raise CarganError(f"{name}={v} is not possible; give a number above 0")
     tasks = shard_of(tasks_of(cfg.only, cfg.seeds), cfg.shard)
+    if cfg.dry_run: dry_run(cfg, tasks); return
+    todo = [t for t in tasks if read_result(cfg, t) is None and not cfg.tables]
+    if todo and cfg.data is not None: open_data(cfg.data)  # refuses now what no run could read
     writable_folder(cfg.out)
-    if cfg.dry_run: dry_run(cfg); return
-    todo = [t for t in tasks if read_result(cfg, t) is None]
-    if cfg.tables: todo = []
     data = find_data(cfg) if todo else None
     for i, task in enumerate(todo):
         lock = FileLock(writable_folder(cfg.work/"locks")/f"{data_name(cfg)}-{task.name}.lock", timeout=0)

@@ -56,7 +56,7 @@ def cells(lines: pd.DataFrame, rows, columns: dict, plan: dict = {}) -> pd.DataF
         if name in plan: table.loc[name, table.columns[0]] = f"not run ({minutes(plan[name])} a seed)"
     return table.rename(columns=columns, index=CALLED)
 
-# %% ../nbs/47_results.ipynb #02ed0152
+# %% ../nbs/47_results.ipynb #1e87da6e
 RIGHT = {"fd", "fd_true", "fd_coarse_true", "kid", "l1_fine", "l1_fine_true", "l1_coarse_true"}  # where smaller is better
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Claim:
     worse_columns: tuple = ()  # if the other number stands in another column, such as that of stage I
 
 def compared(lines: pd.DataFrame, claim: Claim, i: int) -> dict:  # i: which column
-    "Means, spreads and a verdict: a difference counts if no seeds overlap and the means are further apart than both standard deviations together."
+    "Means, spreads and a verdict: a difference counts if no seeds overlap and it is larger than both standard deviations together."
     other = (claim.worse_columns or claim.columns)[i]
     a, b = lines[lines.row == claim.better][claim.columns[i]].dropna(), lines[lines.row == claim.worse][other].dropna()
     sign = -1 if claim.columns[i] in RIGHT else 1

@@ -312,6 +312,13 @@ G, E, T, P = (lambda s, *a, **k: ["generate", "--run", s.run(**k), "--out", s.tm
              (lambda s, *a, data=None: ["train", "--data", data or s.bundle, "--out", s.tmp/"out", *TINY, *a]), (lambda s, *a, source=None: ["prepare", "--source", source or s.data/"data", "--out", s.tmp/"out.npz", *a])
 X = lambda s, out=None, run=None, **k: ["export", "--run", run or s.run(**k), "--out", out or s.tmp/"out.onnx"]
 
+
+def R(s, *words, file=None):
+    "Words of `cargan reproduce`, perhaps with a result that is there."
+    if file is not None: put(s.tmp/"results"/"runs"/"synthurmp"/"mean-plain-seed0.json", file)
+    return ["reproduce", "--out", s.tmp/"results", "--work", s.tmp/"work", *words]
+
+
 BAD = {
     "unknown command": lambda s: ["paint"],
     # synth
@@ -453,6 +460,19 @@ BAD = {
     "export: not .onnx": lambda s: X(s, out=s.tmp/"out.pt2"),
     "export: exists already": lambda s: X(s, out=put(s.tmp/"mine"/"letter.onnx", b"dear")),
     "export: a file in the way": lambda s: X(s, out=s.in_the_way/"out.onnx"),
+    # reproduce
+    "reproduce: a row that there isn't": lambda s: R(s, "--only", "modles"),
+    "reproduce: a shard that there isn't": lambda s: R(s, "--shard", "4/3"),
+    "reproduce: a seed that there isn't": lambda s: R(s, "--seeds", "7"),
+    "reproduce: no epochs": lambda s: R(s, "--more-epochs", "0"),
+    "reproduce: no speed": lambda s: R(s, "--dry-run", "--tflops", "0"),
+    "reproduce: the paper's size without data": lambda s: R(s, "--preset", "paper"),
+    "reproduce: missing data": lambda s: R(s, "--data", s.tmp/"no.npz"),
+    "reproduce: truncated data": lambda s: R(s, "--data", cut(Path(shutil.copy(s.bundle, s.tmp)))),
+    "reproduce: a file in the way": lambda s: ["reproduce", "--out", s.in_the_way, "--work", s.tmp/"work", "--data", s.bundle],
+    "reproduce: a damaged result": lambda s: R(s, "--tables", file=b"{"),
+    "reproduce: a list for a result": lambda s: R(s, "--only", "mean-plain", file=b"[]"),
+    "reproduce: an empty result": lambda s: R(s, "--only", "mean-plain", file=b"{}"),
     # info
     "info: nothing given": lambda s: ["info"],
     "info: a method that there isn't": lambda s: ["info", with_json(s.run(), {"method": "pix2pix"})],

@@ -105,25 +105,6 @@ def test_a_dry_run_trains_nothing(tmp_path, capsys):
     assert "cargan-D: not run; about" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words, says", [
-    (["--only", "modles"], "the grid has no modles"), (["--shard", "4/3"], "such as 3/8"), (["--seeds", "7"], "give some of 0 1 2"),
-    (["--more-epochs", "0"], "give a number above 0"), (["--preset", "paper"], "the preset paper needs data of your own"), (["--data", "nowhere.npz"], "nowhere.npz")])
-def test_bad_input_gets_one_sentence(words, says, tmp_path, capsys):
-    assert main(["reproduce", "--out", str(tmp_path/"r"), "--work", str(tmp_path/"w"), *words]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("cargan reproduce: ") and err.count("\n") == 1 and says in err
-    assert not list(tmp_path.rglob("*.json"))
-
-
-def test_a_damaged_result_gets_one_sentence(done, tiny_data, tmp_path, capsys):
-    file = tmp_path/"results"/"runs"/"data"/"mean-plain-seed0.json"
-    file.parent.mkdir(parents=True)
-    for text in ("{", "[]", "{}"):
-        file.write_text(text)
-        assert main(command(tmp_path, tiny_data/"data.npz", "--only", "mean-plain")) == 2
-        assert capsys.readouterr().err.count("\n") == 1
-
-
 def test_embedded_data_are_rendered_once_and_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(house, "RECORDINGS", (2, 1))
     words = ["reproduce", "--out", str(tmp_path/"results"), "--work", str(tmp_path/"work"), *QUICK]
