@@ -6,17 +6,19 @@
 __all__ = ['LAMBDAS', 'TRICKS', 'PARTS_OF_LISTENER', 'THIRD', 'GRID', 'SHARES', 'DISTANCES', 'TOLD_TRUTH', 'LAST', 'COLUMNS',
            'FIRST', 'RECORDINGS', 'PERFORMERS', 'LIMIT', 'COURSES', 'SAMPLED', 'REPORTS', 'ASIDE', 'SHOWN', 'Row',
            'sweep_row', 'with_option', 'seeded', 'configured', 'of_last', 'of_distance', 'line_of', 'ReproduceConfig',
-           'Task', 'tasks_of', 'shard_of', 'data_name', 'find_data', 'windows_of', 'strip', 'save_small', 'real_strip',
-           'save_windows', 'save_course', 'save_report', 'settings_of', 'config_of', 'result_file', 'load_result',
-           'read_result', 'run_task', 'said_of', 'write_lines', 'spread', 'minutes', 'plan_file', 'missing',
-           'print_tables', 'measured_step', 'flop_rate', 'cost_of', 'training_pairs', 'dry_run', 'time_left',
-           'reproduce']
+           'Task', 'rows_named', 'tasks_of', 'shard_of', 'data_name', 'fingerprint_of', 'known_as', 'find_data',
+           'windows_of', 'strip', 'save_small', 'real_strip', 'save_windows', 'save_course', 'save_report',
+           'settings_of', 'config_of', 'result_file', 'load_result', 'read_result', 'run_task', 'said_of',
+           'read_lines_of', 'write_lines', 'spread', 'minutes', 'plan_file', 'read_plan', 'absent', 'print_tables',
+           'measured_step', 'flop_rate', 'cost_of', 'training_pairs', 'dry_run', 'keep_plan', 'time_left', 'try_task',
+           'check_asked', 'reproduce']
 
-# %% ../nbs/46_reproduce.ipynb #52a28d15
+# %% ../nbs/46_reproduce.ipynb #0ee080d7
 from .core import needs
 
-import json, tempfile, time
-from dataclasses import dataclass, field, fields, replace
+import re, tempfile, time
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -30,9 +32,9 @@ with needs("evaluate", "cargan.reproduce"):
 
 from .bundle import PrepareConfig, prepare
 from .controls import look_up
-from .core import INSTRUMENTS, CarganError, atomic_path, read_json, to_uint8, write_json, writable_folder
+from .core import INSTRUMENTS, CarganError, alone, atomic_path, read_json, to_uint8, write_json, writable_folder
 from .cost import random_batch, random_parts, step_cost
-from .data import PairDataset, one_per_instrument, open_data, split_recordings
+from .data import PairDataset, name_of, one_per_instrument, open_data, split_recordings
 from .evaluation import EvaluateConfig, evaluate
 from .methods import METHODS, TrainConfig, find_method, plain
 from .metrics import mean_std
@@ -40,7 +42,7 @@ from .runs import FREE, flatten, load_run
 from .synth import SynthConfig, render_dataset
 from .training import last_step, make_accelerator, make_players, to_device, train
 
-# %% ../nbs/46_reproduce.ipynb #c41ac0fb
+# %% ../nbs/46_reproduce.ipynb #5c44893c
 @dataclass(frozen=True)
 class Row:
     "A line of a table: what is trained, with which seeds."
@@ -57,7 +59,7 @@ class Row:
 LAMBDAS = (1., 10., 100., 1000., 10000.)  # weights of L1; 100 is the paper's, and row E
 TRICKS = ("g2-audio", "pooled", "double-softmax", "d-label", "d-tanh", "d-narrow", "dropout", "jet")  # the released code's, one at a time
 PARTS_OF_LISTENER = ("instrument", "+note", "+loudness", "plain-L1", "no-eye", "early-eye", "one-stage", "planes", "smallest", "heard",
-                     "with-D")
+                     "with-D", "wrong-instruments")
 THIRD = 1 / 3  # the listener's parts are compared after a third of its training
 
 def sweep_row(weight: float) -> Row:
@@ -97,9 +99,9 @@ def configured(row: Row, preset: str, seed: int) -> TrainConfig:
     for name, value in row.options: cfg = with_option(cfg, name, value)
     return seeded(replace(cfg, epochs=max(1, round(cfg.epochs * row.share))), seed)
 
-# %% ../nbs/46_reproduce.ipynb #d17cd1ed
+# %% ../nbs/46_reproduce.ipynb #2facc39b
 SHARES = "listening/{}/follows_{}"
-DISTANCES = "distances/features of EfficientNet-Lite0/{}/{}-EffNet"
+DISTANCES = "distances/features of EfficientNet-Lite0/{}/{}"
 TOLD_TRUTH = ("following/sets/true label told/{}", "following/sets/told all that is true (drawing alone)/{}")
 LAST = ("stage II", "drawn")  # how the tables of a report call the last stage: of two, or of one
 
@@ -107,9 +109,9 @@ def of_last(pattern: str, *words) -> list:
     "The places of a number of the last stage."
     return [pattern.format(f"{stage}, {words[0]}", *words[1:]) for stage in LAST]
 
-def of_distance(which: str, pictures: str) -> list:
+def of_distance(which: str, pictures: str, network: str = "-EffNet") -> list:
     "The places of a distance of a set of pictures: 'predicted label' is as heard."
-    return of_last(DISTANCES, pictures, which)
+    return of_last(DISTANCES, pictures, which + network)
 
 COLUMNS = {  # column -> the places in metrics.json where it may stand
     "label": ["label"], "n_test": ["n"],
@@ -121,6 +123,7 @@ COLUMNS = {  # column -> the places in metrics.json where it may stand
     "l1_coarse": ["l1_coarse"], "l1_fine": ["l1_fine"], "ssim": of_last("stages/stages/{}/ssim", "predicted label"),
     "fd": of_distance("FD", "predicted label"), "kid": of_distance("KID", "predicted label"),
     "inception_score": of_distance("IS", "predicted label"),
+    "n_distances": of_distance("n", "predicted label", ""), "n_listening": ["listening/matched/n"],
     "seconds": ["seconds_training"],
     "accuracy_ear": ["accuracy_audio"], "accuracy_real": ["accuracy_real"], "accuracy_true_coarse": ["accuracy_true_label_coarse"],
     "accuracy_paper_train": ["paper/training pairs/accuracy"], "accuracy_paper_test": ["paper/test pairs/accuracy"],
@@ -130,11 +133,12 @@ COLUMNS = {  # column -> the places in metrics.json where it may stand
     "loudness_r2_true": [place.format("loudness_r2") for place in TOLD_TRUTH],
     "l1_coarse_true": ["l1_coarse_true_label"], "l1_fine_true": ["l1_fine_true_label"],
     "ssim_coarse_true": ["stages/stages/stage I, true label/ssim"], "ssim_true": of_last("stages/stages/{}/ssim", "true label"),
-    "fd_coarse_true": [DISTANCES.format("stage I, true label", "FD")], "fd_true": of_distance("FD", "true label"),
+    "fd_coarse_true": [DISTANCES.format("stage I, true label", "FD-EffNet")], "fd_true": of_distance("FD", "true label"),
     "fd_floor": ["fd_floor"], "kid_true": of_distance("KID", "true label"), "inception_score_true": of_distance("IS", "true label"),
-    "inception_score_real": [DISTANCES.format("real training pictures (floor)", "IS")],
+    "inception_score_real": [DISTANCES.format("real training pictures (floor)", "IS-EffNet")],
     "change_of_sound": ["listening/shuffled audio/change"], "change_of_label": ["listening/shuffled label/change"],
-    "residue": ["stages/residue_norm/after"], "residue_none_l1": ["stages/residue/L_r = 0/L1"],
+    "residue": ["stages/residue_norm/before"], "residue_after": ["stages/residue_norm/after"],  # its mean length before and after stage II
+    "residue_l1": ["stages/residue/as trained/L1"], "residue_none_l1": ["stages/residue/L_r = 0/L1"],  # of the same `n_listening` windows
     "attention_off_change": ["attention/switched_off/γ = 0/change"],
     "steps": ["steps"], "pictures": ["cost/pictures"], "flops": ["cost/flops_per_picture"], "seconds_evaluation": ["seconds"],
 }
@@ -145,7 +149,7 @@ def line_of(row: Row, seed: int, data: str, metrics: dict) -> dict:  # column ->
     found = {column: look_up(metrics, places) for column, places in COLUMNS.items()}
     return dict(zip(FIRST, (data, row.method, row.model, seed))) | found | dict(extractor="EfficientNet-Lite0")
 
-# %% ../nbs/46_reproduce.ipynb #ec7d4414
+# %% ../nbs/46_reproduce.ipynb #e143cdf5
 @dataclass(frozen=True)
 class ReproduceConfig:
     """Train and score every row of the tables, one after another; skip what is done; print the tables.
@@ -159,11 +163,12 @@ class ReproduceConfig:
       cargan reproduce --only cargan-E listener --seeds 0 1
       cargan reproduce --tables
       cargan reproduce --dry-run --preset paper --tflops 200        (an H100 with bf16, if a fifth of its peak is reached)
-      cargan reproduce --data PAIRS.npz --only models baselines listener --seeds 0 --more-epochs 9
+      cargan reproduce --data PAIRS.npz --name suburmp_pairs --only models baselines listener --seeds 0 --more-epochs 9
       cargan reproduce --preset paper --data DATA --shard 3/8        (one job of eight)"""
     out: Path = Path("results")  # results: small, worth keeping
     work: Path = Path("runs/tables")  # data, parts and runs: large, can be made again
     data: Path | None = None  # a bundle; default: the embedded data, rendered into WORK once, with 22 test recordings an instrument
+    name: str | None = None  # what the results call the data; default: synthurmp for the embedded data, else the bundle's name
     preset: Literal["lab", "paper"] = "lab"  # 'lab': two cores; 'paper': GPUs, and data of one's own
     only: tuple[str, ...] = ()  # groups, methods or rows of the grid; default: all of it
     seeds: tuple[int, ...] = (0, 1, 2)  # of those that a row has
@@ -171,13 +176,14 @@ class ReproduceConfig:
     more_epochs: int = 1  # so many times the epochs of the preset, where pairs are few
     max_steps: int | None = None  # stop each training after so many steps: to try the command, not for numbers
     listen: int = 520  # test pairs for each experiment with sounds and labels
+    inception: str | None = None  # weights of FID's Inception for the reports: a file, or 'download'
     tables: bool = False  # print the tables of what is finished, and do nothing else
     dry_run: bool = False  # print what each run would cost, and train nothing
     pairs: int | None = None  # training pairs that a dry run counts with; default: the data's, or 71,230 (Sub-URMP) for 'paper'
     tflops: float | None = None  # 10^12 FLOPs per second that a dry run counts with; default: measured here and now
     device: Literal["auto", "cpu"] = "auto"  # where to train
 
-# %% ../nbs/46_reproduce.ipynb #a80a8dc4
+# %% ../nbs/46_reproduce.ipynb #ed3082d5
 @dataclass(frozen=True)
 class Task:
     "One run of the grid."
@@ -187,16 +193,21 @@ class Task:
     @property
     def name(self) -> str: return f"{self.row.name}-seed{self.seed}"
 
+def rows_named(word: str) -> list[Row]:  # word: a group, else a method, else a row
+    "The rows that a word of `--only` stands for; raises `CarganError` if there are none."
+    for names in ((r.group for r in GRID), (r.method for r in GRID), (r.name for r in GRID)):
+        if found := [r for r, name in zip(GRID, names) if name == word]: return found
+    groups = ", ".join(dict.fromkeys(r.group for r in GRID))
+    raise CarganError(f"the grid has no {word}; give a group ({groups}), a method, or a row such as cargan-E")
+
 def tasks_of(only: tuple = (), seeds: tuple = (0, 1, 2)) -> list[Task]:
     "The runs that were asked for, group by group, within a group seed by seed."
-    known = {word for r in GRID for word in (r.group, r.method, r.name)}
-    if unknown := sorted(set(only) - known):
-        groups = ", ".join(dict.fromkeys(r.group for r in GRID))
-        raise CarganError(f"the grid has no {', '.join(unknown)}; give a group ({groups}), a method, or a row such as cargan-E")
     if not seeds or set(seeds) - {0, 1, 2}: raise CarganError(f"seeds {seeds} are not possible; give some of 0 1 2")
-    wanted = [r for r in GRID if not only or {r.group, r.method, r.name} & set(only)]
-    groups = dict.fromkeys(r.group for r in wanted)
-    return [Task(r, s) for g in groups for s in sorted(set(seeds)) for r in wanted if r.group == g and s in r.seeds]
+    wanted = {r for word in only for r in rows_named(word)} if only else set(GRID)
+    tasks = [Task(r, seed) for r in GRID if r in wanted for seed in r.seeds if seed in seeds]
+    if not tasks: raise CarganError(f"no run is left: {', '.join(only)} has no seed {', '.join(map(str, seeds))}; give --seeds 0")
+    groups = list(dict.fromkeys(r.group for r in GRID))
+    return sorted(tasks, key=lambda t: (groups.index(t.row.group), t.seed))  # rows keep their order
 
 def shard_of(tasks: list, shard: str) -> list:  # shard: "i/n"
     "Every n-th run, from the i-th."
@@ -205,12 +216,22 @@ def shard_of(tasks: list, shard: str) -> list:  # shard: "i/n"
         raise CarganError(f"shard {shard!r} is not possible; give this job and how many there are, such as 3/8")
     return tasks[int(i) - 1::int(n)]
 
-# %% ../nbs/46_reproduce.ipynb #7e64e496
+# %% ../nbs/46_reproduce.ipynb #8f764672
 RECORDINGS, PERFORMERS = (40, 22), 3  # of each instrument: to learn from, to be scored on; players
 
 def data_name(cfg: ReproduceConfig) -> str:  # such as "synthurmp"
     "What the results call the data."
-    return "synthurmp" if cfg.data is None else cfg.data.stem
+    name = cfg.name or ("synthurmp" if cfg.data is None else cfg.data.stem)
+    if cfg.data is not None and name == "synthurmp": raise CarganError("synthurmp is the name of the embedded data; give --name for yours")
+    if not re.fullmatch(r"[\w-]+", name): raise CarganError(f"name {name!r} is not possible; give letters, digits, - and _")
+    return name
+
+@lru_cache(8)
+def fingerprint_of(data: Path) -> str: return name_of(open_data(data))
+
+def known_as(data: Path | None) -> str:
+    "What a result remembers of its data: how they were rendered, or a fingerprint."
+    return f"{RECORDINGS} recordings, {PERFORMERS} performers" if data is None else fingerprint_of(data)
 
 def find_data(cfg: ReproduceConfig) -> Path:
     "The bundle that was given, or the embedded data, rendered now if they are not there yet."
@@ -295,44 +316,50 @@ def save_report(cfg: ReproduceConfig, name: str, run: Path, metrics: dict):
         img.thumbnail((1000, 1000))
         save_small(folder/f"{name}-{picture}.png", np.asarray(img), 2 * LIMIT)
 
-# %% ../nbs/46_reproduce.ipynb #35c1271f
+# %% ../nbs/46_reproduce.ipynb #286688f3
 ASIDE = FREE - {"epochs", "max_steps"}  # options that decide nothing about a result
 
-def settings_of(cfg: TrainConfig) -> dict:  # dotted name -> value
-    "Everything about a run that its result depends on."
-    return {k: v for k, v in flatten(plain(cfg)).items() if k not in ASIDE}
+def settings_of(cfg: ReproduceConfig, task) -> dict:  # dotted name -> value
+    "Everything that a result depends on: how it was trained, on which data, and how it was scored."
+    train_cfg = flatten(plain(config_of(cfg, task)))
+    asked = dict(known_as=known_as(cfg.data), listen=cfg.listen, inception=bool(cfg.inception))
+    return {k: v for k, v in train_cfg.items() if k not in ASIDE} | {f"reproduce.{k}": v for k, v in asked.items()}
 
-def config_of(cfg: ReproduceConfig, task: Task) -> TrainConfig:
-    "The configuration of a run of the grid."
-    start = configured(task.row, cfg.preset, task.seed)
+def config_of(cfg: ReproduceConfig, task) -> TrainConfig:
+    "The configuration of a run of the grid. Another length has another folder, so that no run goes on from a trial."
+    start, course = configured(task.row, cfg.preset, task.seed), task.seed == 0 and task.row.name in COURSES
+    length = "".join(f"-{k}-{v}" for k, v in dict(times=cfg.more_epochs, steps=cfg.max_steps).items() if v not in (None, 1))
     steps = dict(epochs=start.epochs * cfg.more_epochs, max_steps=cfg.max_steps or start.max_steps)
-    return replace(start, out=cfg.work/data_name(cfg)/task.name, parts=cfg.work/"parts", device=cfg.device, sample_every=SAMPLED, **steps)
+    often = dict(sample_every=SAMPLED) if course and cfg.preset == "lab" else {}
+    where = dict(out=cfg.work/data_name(cfg)/f"{task.name}{length}", parts=cfg.work/"parts", device=cfg.device)
+    return replace(start, **where, **steps, **often)
 
 def result_file(cfg: ReproduceConfig, task: Task) -> Path: return cfg.out/"runs"/data_name(cfg)/f"{task.name}.json"
 
 def load_result(file: Path) -> dict:  # line, settings, made
     "A result, whatever its settings were; raises `CarganError` if it is none."
     result = read_json(file, "result")
-    whole = all(isinstance(result.get(k), dict) for k in ("line", "settings", "made"))
+    whole = all(isinstance(result.get(k), dict) for k in ("line", "settings", "made")) and set(FIRST) <= set(result["line"])
     if not whole: raise CarganError(f"result {file} does not hold what this command writes; remove it, or give another --out")
     return result
 
 def read_result(cfg: ReproduceConfig, task: Task) -> dict | None:  # None: not done
     "A result, if it is there; raises `CarganError` if it was made with other settings."
     if not (file := result_file(cfg, task)).exists(): return None
-    result, now = load_result(file), settings_of(config_of(cfg, task))
+    result, now = load_result(file), settings_of(cfg, task)
     old = result["settings"]
     if differ := sorted(k for k in old.keys() | now.keys() if old.get(k) != now.get(k)):
         change = f"{differ[0]} was {old.get(differ[0])}, now {now.get(differ[0])}"
         raise CarganError(f"result {file} was made with other settings ({change}); remove it, or give another --out")
     return result
 
-# %% ../nbs/46_reproduce.ipynb #2ac66a8b
+# %% ../nbs/46_reproduce.ipynb #e39cbe06
 def run_task(cfg: ReproduceConfig, task: Task, data: Path) -> dict:  # its line
     "Train, score, draw, and write the result last."
     began, train_cfg = time.time(), replace(config_of(cfg, task), data=data)
     run = train(train_cfg)
-    metrics = evaluate(EvaluateConfig(run, data, listen=cfg.listen, parts=cfg.work/"parts"))
+    device = "cuda" if cfg.device == "auto" and torch.cuda.is_available() else "cpu"
+    metrics = evaluate(EvaluateConfig(run, data, listen=cfg.listen, parts=cfg.work/"parts", device=device, inception=cfg.inception))
     if cfg.data is None: save_windows(cfg, task, run, open_data(data))
     first = cfg.data is None and task.seed == 0
     if first and task.row.name in COURSES: save_course(cfg, task.name, run)
@@ -340,25 +367,33 @@ def run_task(cfg: ReproduceConfig, task: Task, data: Path) -> dict:  # its line
     line = line_of(task.row, task.seed, data_name(cfg), metrics)
     command = " ".join(["cargan reproduce", f"--only {task.row.name} --seeds {task.seed}", *said_of(cfg)])
     made = dict(command=command, torch=torch.__version__.split("+")[0], threads=torch.get_num_threads(), seconds=round(time.time() - began))
-    write_json(result_file(cfg, task), dict(line=line, settings=settings_of(train_cfg), made=made))
+    write_json(result_file(cfg, task), dict(line=line, settings=settings_of(cfg, task), made=made))
     return line
 
 def said_of(cfg: ReproduceConfig) -> list:  # words of the command line
     "The options of this command that a result depends on, where they differ from what is usual."
     usual = ReproduceConfig()
-    names = ("data", "preset", "more_epochs", "max_steps", "listen")
+    names = ("data", "name", "preset", "more_epochs", "max_steps", "listen", "inception")
     given = {name: getattr(cfg, name) for name in names if getattr(cfg, name) != getattr(usual, name)}
     return [f"--{name.replace('_', '-')} {Path(v).name if name == 'data' else v}" for name, v in given.items()]
 
-def write_lines(cfg: ReproduceConfig) -> pd.DataFrame:  # all lines of these data, in the order of the grid
-    "OUT/DATA.csv, from every result that is there."
-    files = {t.name: result_file(cfg, t) for t in tasks_of()}
-    lines = [load_result(f)["line"] for f in files.values() if f.exists()]
-    table = pd.DataFrame(lines, columns=[*FIRST, *COLUMNS, "extractor"])
-    with atomic_path(cfg.out/f"{data_name(cfg)}.csv") as tmp: table.to_csv(tmp, index=False, float_format="%.5g")
-    return table
+def read_lines_of(cfg: ReproduceConfig, tasks: list) -> pd.DataFrame:  # a row for each run that is done
+    "The lines of the runs that were made with today's settings; others are named and left out."
+    lines = []
+    for task in tasks:
+        try: result = read_result(cfg, task)
+        except CarganError as e: print(f"left out: {e}"); continue
+        if result: lines.append(result["line"])
+    return pd.DataFrame(lines, columns=[*FIRST, *COLUMNS, "extractor"])
 
-# %% ../nbs/46_reproduce.ipynb #e1d136d6
+def write_lines(cfg: ReproduceConfig):
+    "OUT/DATA.csv, from every result that is there, in the order of the grid."
+    file = cfg.out/f"{data_name(cfg)}.csv"
+    with alone(file):
+        table = read_lines_of(cfg, tasks_of())
+        with atomic_path(file) as tmp: table.to_csv(tmp, index=False, float_format="%.5g")
+
+# %% ../nbs/46_reproduce.ipynb #28101e8e
 SHOWN = ("accuracy_true", "accuracy_predicted", "shuffled_follows_audio", "note_r2", "loudness_r2", "two_alternatives", "l1_fine",
          "l1_fine_true", "fd", "fd_true", "inception_score_true")
 
@@ -366,8 +401,9 @@ def spread(table: pd.DataFrame,  # as in a .csv
            columns: tuple = SHOWN,
           ) -> pd.DataFrame:  # a row for each row of the grid that has a result; cells are text
     "Mean ± standard deviation (number of seeds) for every row."
-    groups = table.groupby(["method", "model"], sort=False)
-    cells = {f"{method}-{model}": {c: mean_std(g[c]) for c in columns} for (method, model), g in groups}
+    cells = {}
+    for (method, model), runs in table.groupby(["method", "model"], sort=False):
+        cells[f"{method}-{model}"] = [mean_std(pd.to_numeric(runs[c], errors="coerce")) for c in columns]
     return pd.DataFrame.from_dict(cells, orient="index", columns=list(columns))
 
 def minutes(seconds: float) -> str:
@@ -377,25 +413,35 @@ def minutes(seconds: float) -> str:
 
 def plan_file(cfg: ReproduceConfig) -> Path: return cfg.out/f"plan_{cfg.preset}.csv"
 
-def missing(cfg: ReproduceConfig, table: pd.DataFrame) -> dict:  # row -> what it would cost
-    "The rows of the grid without any result."
-    have = set(table.method + "-" + table.model)
-    plan = pd.read_csv(plan_file(cfg), index_col="row") if plan_file(cfg).exists() else pd.DataFrame()
-    rows = dict.fromkeys(t.row for t in tasks_of(cfg.only, cfg.seeds) if t.row.name not in have)
-    def says(r): return f"about {minutes(plan.seconds[r.name])} of training a seed" if r.name in plan.index else "its cost: --dry-run"
-    return {r.name: f"not run; {says(r)}" for r in rows}
+def read_plan(file: Path) -> pd.DataFrame:  # index: rows of the grid
+    "What the last dry run wrote; nothing if there was none. Raises `CarganError` if the file holds anything else."
+    if not file.exists(): return pd.DataFrame(columns=["seconds"])
+    try: plan = pd.read_csv(file, index_col="row").astype(dict(seconds=float))
+    except (ValueError, KeyError, OSError): plan = None
+    if plan is None: raise CarganError(f"plan {file} does not hold what --dry-run writes; remove it")
+    return plan
 
-def print_tables(cfg: ReproduceConfig):
+def absent(tasks: list, table: pd.DataFrame, plan: pd.DataFrame) -> dict:  # row -> which seeds are missing, and their cost
+    "What is not finished."
+    done = set(zip(table.method + "-" + table.model, table.seed))
+    says = {}
+    for row in dict.fromkeys(t.row for t in tasks):
+        seeds = [t.seed for t in tasks if t.row == row]
+        missing = [s for s in seeds if (row.name, s) not in done]
+        cost = f"about {minutes(plan.seconds[row.name])} of training a seed" if row.name in plan.index else "what it costs: --dry-run"
+        if missing: says[row.name] = f"{len(missing)} of {len(seeds)} seeds not run; {cost}"
+    return says
+
+def print_tables(cfg: ReproduceConfig, tasks: list):
     "What is finished, group by group, and what is not."
-    table = write_lines(cfg)
-    wanted = list(dict.fromkeys(t.row for t in tasks_of(cfg.only, cfg.seeds)))
-    cells, absent = spread(table), missing(cfg, table)
-    for group in dict.fromkeys(r.group for r in wanted):
-        names = [r.name for r in wanted if r.group == group]
+    table = read_lines_of(cfg, tasks)
+    cells, missing = spread(table), absent(tasks, table, read_plan(plan_file(cfg)))
+    for group in dict.fromkeys(t.row.group for t in tasks):
+        names = list(dict.fromkeys(t.row.name for t in tasks if t.row.group == group))
         print(f"\n{group}")
         if have := [n for n in names if n in cells.index]: print(cells.loc[have].to_markdown())
         for n in names:
-            if n in absent: print(f"  {n}: {absent[n]}")
+            if n in missing: print(f"  {n}: {missing[n]}")
 
 # %% ../nbs/46_reproduce.ipynb #82144744
 def measured_step(cfg: TrainConfig, n: int = 5) -> float:  # seconds; 0 for a method that has nothing to learn
@@ -419,7 +465,7 @@ def flop_rate(method: str, device: str) -> float:  # FLOPs per second; 0 for a m
     seconds = measured_step(cfg)
     return step_cost(cfg, cfg.batch_size).flops / seconds if seconds else 0.
 
-# %% ../nbs/46_reproduce.ipynb #644f97d8
+# %% ../nbs/46_reproduce.ipynb #ddb5ec48
 def cost_of(cfg: TrainConfig, pairs: int, rate: float) -> dict:  # pairs: to train on; rate: FLOPs per second
     "Steps, FLOPs, memory and seconds of a run."
     cost = step_cost(cfg, cfg.batch_size)
@@ -434,7 +480,7 @@ def training_pairs(cfg: ReproduceConfig) -> int:
     return 71_230 if cfg.preset == "paper" else RECORDINGS[0] * SynthConfig("").windows * len(INSTRUMENTS)
 
 def dry_run(cfg: ReproduceConfig, tasks: list) -> pd.DataFrame:  # a row for each row of the grid that was asked for
-    "Print, and keep in OUT/plan_PRESET.csv, what every run would cost."
+    "Print what every run would cost; of the usual data also keep it in OUT/plan_PRESET.csv."
     pairs, rates, rows = training_pairs(cfg), {}, {}
     for task in tasks:
         row = task.row
@@ -449,39 +495,61 @@ def dry_run(cfg: ReproduceConfig, tasks: list) -> pd.DataFrame:  # a row for eac
     print(f"\n{runs}: about {total} of training {machine}, one after another; an evaluation comes after each.")
     how = "from the speed that was given" if cfg.tflops else "scaled from one measured step of lab of each method"
     print(f"FLOPs and memory are counted, seconds {how}.")
-    with atomic_path(plan_file(cfg)) as tmp: plan.to_csv(tmp, float_format="%.4g")
+    matters = ("data", "pairs", "more_epochs", "max_steps", "seeds", "shard")
+    usual = all(getattr(cfg, name) == getattr(ReproduceConfig(), name) for name in matters)
+    if usual and (cfg.preset == "paper" or cfg.tflops is None): keep_plan(cfg, plan)
     return plan
 
-# %% ../nbs/46_reproduce.ipynb #3801dffc
-def time_left(cfg: ReproduceConfig, todo: list) -> str:  # such as "about 2.3 h"
+def keep_plan(cfg: ReproduceConfig, plan: pd.DataFrame):
+    "The rows of a dry run take the place of older ones of the same name."
+    old = read_plan(plan_file(cfg))
+    both = pd.concat([old[~old.index.isin(plan.index)], plan]) if len(old) else plan
+    order = [r.name for r in GRID if r.name in both.index]
+    with atomic_path(plan_file(cfg)) as tmp: both.loc[order].rename_axis("row").to_csv(tmp, float_format="%.4g")
+
+# %% ../nbs/46_reproduce.ipynb #7123352d
+def time_left(cfg: ReproduceConfig, todo: list) -> str:  # such as "about 2.3 h left for one process"
     "From what runs of the same row, of the same method, or any runs took."
     files = {t: result_file(cfg, t) for t in tasks_of()}
     took = {t: load_result(f)["made"].get("seconds", 0) for t, f in files.items() if f.exists()}
-    if not took: return "nobody knows how long"
+    if not took: return "how long it takes is known after the first run"
     def guess(task):
         same_row = [s for t, s in took.items() if t.row == task.row]
         same_method = [s for t, s in took.items() if t.row.method == task.row.method]
         return float(np.median(same_row or same_method or list(took.values())))
-    return f"about {minutes(sum(map(guess, todo)))}"
+    return f"about {minutes(sum(guess(t) for t in todo if t not in took))} left for one process"
 
-def reproduce(cfg: ReproduceConfig):
-    "Train and score what is missing, one run after another; then print the tables."
+def try_task(cfg: ReproduceConfig, task: Task, data: Path, todo: list) -> str:  # why it failed; else empty
+    "One run of the grid, unless it is done, or another process is making it."
+    lock = FileLock(writable_folder(cfg.work/"locks")/f"{data_name(cfg)}-{task.name}.lock", timeout=0)
+    try:
+        with lock:
+            if read_result(cfg, task) is not None: return ""
+            print(f"reproduce: {task.name}, {todo.index(task) + 1} of {len(todo)}; {time_left(cfg, todo)}", flush=True)
+            run_task(cfg, task, data)
+    except Timeout: print(f"reproduce: {task.name} is being made by another process")
+    except CarganError as e:
+        print(f"reproduce: {task.name} failed: {e}", flush=True)
+        return f"{task.name}: {e}"
+    return ""
+
+def check_asked(cfg: ReproduceConfig):
+    "Raises `CarganError` for values that make no sense."
     for name in ("more_epochs", "max_steps", "listen", "pairs", "tflops"):
         if (v := getattr(cfg, name)) is not None and not v > 0: raise CarganError(f"{name}={v} is not possible; give a number above 0")
+    if cfg.data is not None and not cfg.data.exists(): raise CarganError(f"data {cfg.data} do not exist; check the path")
+
+def reproduce(cfg: ReproduceConfig):
+    "Train and score what is missing, one run after another; then print the tables. A run that fails does not stop the others."
+    check_asked(cfg)
     tasks = shard_of(tasks_of(cfg.only, cfg.seeds), cfg.shard)
     if cfg.dry_run: dry_run(cfg, tasks); return
-    todo = [t for t in tasks if read_result(cfg, t) is None and not cfg.tables]
-    if todo and cfg.data is not None: open_data(cfg.data)  # refuses now what no run could read
+    if cfg.tables: print_tables(cfg, tasks); return
+    todo, failed = [t for t in tasks if read_result(cfg, t) is None], []
     writable_folder(cfg.out)
     data = find_data(cfg) if todo else None
-    for i, task in enumerate(todo):
-        lock = FileLock(writable_folder(cfg.work/"locks")/f"{data_name(cfg)}-{task.name}.lock", timeout=0)
-        try: lock.acquire()
-        except Timeout: print(f"reproduce: {task.name} is being made by another process"); continue
-        with lock:
-            if read_result(cfg, task) is None:
-                print(f"reproduce: {task.name}, {i + 1} of {len(todo)}; {time_left(cfg, todo[i:])} left", flush=True)
-                run_task(cfg, task, data)
-        lock.release()
+    for task in todo:
+        failed += filter(None, [try_task(cfg, task, data, todo)])
         write_lines(cfg)
-    print_tables(cfg)
+    print_tables(cfg, tasks)
+    if failed: raise CarganError(f"{len(failed)} of {len(todo)} runs failed; the others are done. The first: {failed[0]}")

@@ -9,9 +9,10 @@ from filelock import FileLock
 from PIL import Image
 
 from cargan import reproduce as house
+from cargan.bundle import open_bundle, save_bundle
 from cargan.cli import main
 from cargan.controls import look_up
-from cargan.core import read_json
+from cargan.core import CarganError, read_json
 from cargan.methods import METHODS
 from cargan.reproduce import COLUMNS, FIRST, GRID, LIMIT, ReproduceConfig, result_file, save_small, tasks_of
 from conftest import ROOT
@@ -45,12 +46,18 @@ def test_a_line_holds_what_the_report_says(done):
     table = pd.read_csv(done/"results"/"data.csv")
     assert set(ASKED) <= set(table.columns) and list(table.method + "-" + table.model) == ROWS
     for _, line in table.iterrows():
-        metrics = read_json(done/"work"/"data"/f"{line.method}-{line.model}-seed0"/"metrics.json")
+        metrics = read_json(done/"work"/"data"/f"{line.method}-{line.model}-seed0-steps-2"/"metrics.json")
         for column, places in COLUMNS.items():
             value = look_up(metrics, places)
             if isinstance(value, (int, float)): assert line[column] == pytest.approx(value, rel=1e-4), column
             elif value is None: assert pd.isna(line[column]), column
             else: assert line[column] == value, column
+        crossed = metrics["listening"]["shuffled audio"]
+        known = dict(fd=metrics["fd"], fd_true=metrics["fd_true_label"], l1_fine=metrics["l1_fine"], l1_fine_true=metrics["l1_fine_true_label"],
+                     note_r2=metrics["note_r2"], loudness_r2=metrics["loudness_r2"], n_test=metrics["n"], seconds_evaluation=metrics["seconds"],
+                     shuffled_follows_label=crossed["follows_label"], shuffled_follows_audio=crossed["follows_audio"],
+                     accuracy_none=metrics["listening"]["no label"]["follows_audio"], accuracy_true=metrics["accuracy_true_label"])
+        for column, value in known.items(): assert line[column] == pytest.approx(value, rel=1e-4), column  # without the table of places
     E = table.iloc[0]
     missing = [c for c in table.columns if pd.isna(E[c])]
     assert missing == [], "CAR-GAN has every number"
@@ -82,6 +89,40 @@ def test_results_of_other_settings_are_not_mixed(done, tiny_data, capsys):
     assert err.count("\n") == 1 and "was made with other settings (max_steps was 2, now 3)" in err
 
 
+def test_old_results_are_left_out_and_named(done, tiny_data, capsys):
+    "Of an older version, with another step size, say: not in the table, not in the .csv."
+    file = done/"results"/"runs"/"data"/"cargan-E-seed0.json"
+    before = file.read_text()
+    result = json.loads(before)
+    result["settings"]["lr"] = 0.5
+    try:
+        file.write_text(json.dumps(result))
+        assert main(command(done, tiny_data/"data.npz", "--only", "mean-plain")) == 0
+        assert main(command(done, tiny_data/"data.npz", "--only", "models", "--tables")) == 0
+        assert "left out: result" in capsys.readouterr().out
+    finally: file.write_text(before)
+
+
+def test_other_data_under_the_same_name_are_refused(done, tiny_data, tmp_path, capsys):
+    b = open_bundle(tiny_data/"data.npz")
+    save_bundle(replace(b, lms_db=np.asarray(b.lms_db) + np.float16(1)), tmp_path/"data.npz")
+    assert main(command(done, tmp_path/"data.npz", "--only", "mean-plain")) == 2
+    assert "reproduce.known_as was" in capsys.readouterr().err
+    assert main([*command(done, tiny_data/"data.npz"), "--name", "synthurmp"]) == 2
+    assert "is the name of the embedded data" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tiny_data, tmp_path, monkeypatch, capsys):
+    made = []
+    def run_task(cfg, task, data):
+        if task.row.model == "A": raise CarganError("loss G is not finite at step 1; lower the learning rate")
+        made.append(task.name)
+    monkeypatch.setattr(house, "run_task", run_task)
+    assert main(command(tmp_path, tiny_data/"data.npz", "--only", "models")) == 2
+    assert made == [f"cargan-{m}-seed0" for m in "EBCD"]
+    assert "1 of 5 runs failed; the others are done. The first: cargan-A-seed0: loss G is not finite" in capsys.readouterr().err
+
+
 def test_each_takes_what_no_other_has_taken(done, tiny_data, tmp_path, capsys):
     lock = FileLock(tmp_path/"work"/"locks"/"data-mean-plain-seed0.lock")
     (tmp_path/"work"/"locks").mkdir(parents=True)
@@ -93,7 +134,7 @@ def test_each_takes_what_no_other_has_taken(done, tiny_data, tmp_path, capsys):
 def test_tables_of_what_is_finished(done, tiny_data, capsys):
     assert main(command(done, tiny_data/"data.npz", "--tables", "--only", "models")) == 0
     out = capsys.readouterr().out
-    assert "cargan-E" in out and "(1)" in out and "cargan-A: not run" in out
+    assert "cargan-E" in out and "(1)" in out and "cargan-A: 1 of 1 seeds not run" in out
 
 
 def test_a_dry_run_trains_nothing(tmp_path, capsys):
@@ -102,7 +143,7 @@ def test_a_dry_run_trains_nothing(tmp_path, capsys):
     assert plan.seconds["cargan-D"] > 0 and plan.memory_gb["cargan-D"] > 0.01 and plan.pflop["mean-plain"] == 0
     assert not (tmp_path/"w").exists()
     assert main(["reproduce", "--out", str(tmp_path/"r"), "--tables", "--only", "cargan-D"]) == 0
-    assert "cargan-D: not run; about" in capsys.readouterr().out
+    assert "cargan-D: 3 of 3 seeds not run; about" in capsys.readouterr().out
 
 
 def test_embedded_data_are_rendered_once_and_shown(tmp_path, monkeypatch):
