@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PAPER_MODELS', 'PAPER_METHODS', 'LEFT_OUT', 'CALLED', 'SMALLER_IS_BETTER', 'LARGER_IS_BETTER', 'read_lines',
-           'read_plan', 'cells', 'Claim', 'told_apart', 'compared', 'judge_claims', 'drawn_by', 'show_strips',
+           'read_plan', 'cells', 'Claim', 'told_apart', 'compared', 'judge_claims', 'drawn_by', 'show_strips', 'light',
            'run_done', 'sweep_of', 'show_lambda']
 
-# %% ../nbs/47_results.ipynb #723ae039
+# %% ../nbs/47_results.ipynb #839c71b8
 from .core import needs
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def judge_claims(lines: pd.DataFrame, claims) -> pd.DataFrame:
     for claim in claims: rows += [compared(lines, claim, i) for i in range(len(claim.columns))]
     return pd.DataFrame(rows).set_index(["claim", "measure"])
 
-# %% ../nbs/47_results.ipynb #278732c0
+# %% ../nbs/47_results.ipynb #1ce9b48f
 def drawn_by(folder: str | Path,  # such as "results"
              name: str,  # of a run, such as "cargan-E-seed0", or "real"; with "-quiet" the quietest window of each instrument
              stage: str = "fine",  # 'fine': the last stage; 'coarse': stage I; of "real": the truth, and its sound
@@ -123,6 +124,12 @@ def show_strips(strips: dict,  # name of a line -> 13 pictures
         line[0].set_ylabel(name, fontsize=9)
     for ax, name in zip(axs[0], instruments): ax.set_title(name.replace("_", " "), fontsize=9)
     return fig
+
+def light(fig, colours: int = 128) -> Image.Image:  # fig: of matplotlib
+    "The figure as a picture of few colours, so that a notebook with many of them stays small."
+    fig.savefig(file := io.BytesIO(), format="png", dpi=80)
+    plt.close(fig)
+    return Image.open(file).convert("RGB").quantize(colours)
 
 def run_done(folder: str | Path, row: str, seed: int = 0) -> bool:
     "Has this run left its pictures?"
