@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'CONTAINERS', 'SUFFIXES', 'KEEP', 'Reader', 'sound_bytes', 'chunk_at', 'ends_open', 'read_plain', 'announced',
-           'read_coded', 'packets', 'decoded', 'in_blocks', 'open_reader', 'Tally', 'Sound', 'what_is_wrong',
-           'check_block', 'count', 'open_sound', 'resampled', 'stream', 'load_audio', 'to_mono']
+           'read_coded', 'packets', 'decoded', 'samples_of', 'in_blocks', 'open_reader', 'Tally', 'Sound',
+           'what_is_wrong', 'check_block', 'count', 'open_sound', 'resampled', 'stream', 'load_audio', 'to_mono']
 
 # %% ../nbs/02_audio.ipynb #a0d10004
 import re, struct, warnings
@@ -131,13 +131,18 @@ def decoded(film, reader: Reader):  # yields PyAV's frames, float32, channels ap
             try: yield from resampler.resample(frame)
             except ValueError: reader.broken += 1  # rate or channels change in the middle
 
+def samples_of(frame) -> np.ndarray:  # frame: PyAV's; samples x channels, float32
+    "The samples of a frame. `frame.to_ndarray` would also read planes behind the last one, which 8 channels and damaged files seem to have."
+    planes = frame.planes[:frame.layout.nb_channels]
+    return np.stack([np.frombuffer(plane, np.float32, frame.samples) for plane in planes], 1)
+
 def in_blocks(first, rest, size: int = 1 << 16):  # yields samples x channels, float32
     "Frames, joined into blocks worth the trouble."
     held, n = [first], first.samples
     for frame in rest:
         held.append(frame); n += frame.samples
-        if n >= size: yield np.concatenate([f.to_ndarray().T for f in held]); held, n = [], 0
-    if held: yield np.concatenate([f.to_ndarray().T for f in held])
+        if n >= size: yield np.concatenate([samples_of(f) for f in held]); held, n = [], 0
+    if held: yield np.concatenate([samples_of(f) for f in held])
 
 # %% ../nbs/02_audio.ipynb #a0d10017
 @contextmanager

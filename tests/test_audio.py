@@ -309,6 +309,17 @@ def test_damaged_files_give_sound_or_one_sentence(tmp_path, whole, kind, data):
         except CarganError as e: assert "\n" not in str(e)
         else: assert y.dtype == np.float32 and y.ndim == 1 and len(y) and np.isfinite(y).all() and abs(y).max() < 20
 
+def test_eight_channels_are_eight_and_not_nine(tmp_path):
+    "FFmpeg keeps pointers to the first eight planes in a list without an end, and what stands behind it is no plane."
+    x = np.stack([chord() * (k + 1) / 8 for k in range(8)])
+    with av.open(str(tmp_path/"a.mka"), "w") as film:
+        a = film.add_stream("flac", rate=44100, layout="7.1")
+        frame = av.AudioFrame.from_ndarray((x.T.reshape(1, -1) * 2**15).clip(-2**15, 2**15 - 1).astype(np.int16), format="s16", layout="7.1")
+        frame.sample_rate, frame.pts = 44100, 0
+        film.mux(a.encode(frame)); film.mux(a.encode(None))
+    y = load_audio(tmp_path/"a.mka")
+    assert y.shape == (22050,) and np.corrcoef(y, chord())[0, 1] > 0.99
+
 def test_decoders_write_nothing_to_stderr(tmp_path, capfd):
     from concurrent.futures import ThreadPoolExecutor
     (tmp_path/"a.mp3").write_bytes(bytes(wav(format="MP3")))
