@@ -8,10 +8,10 @@ __all__ = ['LAMBDAS', 'TRICKS', 'PARTS_OF_LISTENER', 'THIRD', 'GRID', 'SHARES', 
            'sweep_row', 'with_option', 'seeded', 'configured', 'of_last', 'of_distance', 'line_of', 'ReproduceConfig',
            'Task', 'rows_named', 'tasks_of', 'shard_of', 'data_name', 'fingerprint_of', 'known_as', 'find_data',
            'windows_of', 'strip', 'save_small', 'real_strip', 'save_windows', 'save_course', 'save_report',
-           'settings_of', 'config_of', 'result_file', 'load_result', 'read_result', 'run_task', 'said_of',
-           'read_lines_of', 'write_lines', 'spread', 'minutes', 'plan_file', 'read_plan', 'absent', 'print_tables',
-           'measured_step', 'flop_rate', 'cost_of', 'training_pairs', 'dry_run', 'keep_plan', 'time_left', 'try_task',
-           'check_asked', 'reproduce']
+           'settings_of', 'config_of', 'result_file', 'OtherSettings', 'load_result', 'read_result', 'run_task',
+           'said_of', 'read_lines_of', 'write_lines', 'spread', 'minutes', 'plan_file', 'read_plan', 'absent',
+           'print_tables', 'measured_step', 'flop_rate', 'cost_of', 'training_pairs', 'dry_run', 'keep_plan',
+           'time_left', 'try_task', 'check_asked', 'reproduce']
 
 # %% ../nbs/46_reproduce.ipynb #0ee080d7
 from .core import needs
@@ -42,7 +42,7 @@ from .runs import FREE, flatten, load_run
 from .synth import SynthConfig, render_dataset
 from .training import last_step, make_accelerator, make_players, to_device, train
 
-# %% ../nbs/46_reproduce.ipynb #5c44893c
+# %% ../nbs/46_reproduce.ipynb #39ccefb2
 @dataclass(frozen=True)
 class Row:
     "A line of a table: what is trained, with which seeds."
@@ -56,6 +56,7 @@ class Row:
     @property
     def name(self) -> str: return f"{self.method}-{self.model}"
 
+# %% ../nbs/46_reproduce.ipynb #2e3534ea
 LAMBDAS = (1., 10., 100., 1000., 10000.)  # weights of L1; 100 is the paper's, and row E
 TRICKS = ("g2-audio", "pooled", "double-softmax", "d-label", "d-tanh", "d-narrow", "dropout", "jet")  # the released code's, one at a time
 PARTS_OF_LISTENER = ("instrument", "+note", "+loudness", "plain-L1", "no-eye", "early-eye", "one-stage", "planes", "smallest", "heard",
@@ -99,7 +100,7 @@ def configured(row: Row, preset: str, seed: int) -> TrainConfig:
     for name, value in row.options: cfg = with_option(cfg, name, value)
     return seeded(replace(cfg, epochs=max(1, round(cfg.epochs * row.share))), seed)
 
-# %% ../nbs/46_reproduce.ipynb #2facc39b
+# %% ../nbs/46_reproduce.ipynb #47933095
 SHARES = "listening/{}/follows_{}"
 DISTANCES = "distances/features of EfficientNet-Lite0/{}/{}"
 TOLD_TRUTH = ("following/sets/true label told/{}", "following/sets/told all that is true (drawing alone)/{}")
@@ -113,6 +114,7 @@ def of_distance(which: str, pictures: str, network: str = "-EffNet") -> list:
     "The places of a distance of a set of pictures: 'predicted label' is as heard."
     return of_last(DISTANCES, pictures, which + network)
 
+# %% ../nbs/46_reproduce.ipynb #e3eb619b
 COLUMNS = {  # column -> the places in metrics.json where it may stand
     "label": ["label"], "n_test": ["n"],
     "accuracy_true": ["accuracy_true_label"], "accuracy_predicted": ["accuracy_predicted_label"],
@@ -144,6 +146,7 @@ COLUMNS = {  # column -> the places in metrics.json where it may stand
 }
 FIRST = ("data", "method", "model", "seed")  # what a line is about
 
+# %% ../nbs/46_reproduce.ipynb #c1456992
 def line_of(row: Row, seed: int, data: str, metrics: dict) -> dict:  # column -> value; None: this method has no such number
     "The line of a table that one run is worth."
     found = {column: look_up(metrics, places) for column, places in COLUMNS.items()}
@@ -183,7 +186,7 @@ class ReproduceConfig:
     tflops: float | None = None  # 10^12 FLOPs per second that a dry run counts with; default: measured here and now
     device: Literal["auto", "cpu"] = "auto"  # where to train
 
-# %% ../nbs/46_reproduce.ipynb #ed3082d5
+# %% ../nbs/46_reproduce.ipynb #0b298e34
 @dataclass(frozen=True)
 class Task:
     "One run of the grid."
@@ -209,6 +212,7 @@ def tasks_of(only: tuple = (), seeds: tuple = (0, 1, 2)) -> list[Task]:
     groups = list(dict.fromkeys(r.group for r in GRID))
     return sorted(tasks, key=lambda t: (groups.index(t.row.group), t.seed))  # rows keep their order
 
+# %% ../nbs/46_reproduce.ipynb #e2155309
 def shard_of(tasks: list, shard: str) -> list:  # shard: "i/n"
     "Every n-th run, from the i-th."
     i, _, n = shard.partition("/")
@@ -216,7 +220,7 @@ def shard_of(tasks: list, shard: str) -> list:  # shard: "i/n"
         raise CarganError(f"shard {shard!r} is not possible; give this job and how many there are, such as 3/8")
     return tasks[int(i) - 1::int(n)]
 
-# %% ../nbs/46_reproduce.ipynb #8f764672
+# %% ../nbs/46_reproduce.ipynb #dc3e11a9
 RECORDINGS, PERFORMERS = (40, 22), 3  # of each instrument: to learn from, to be scored on; players
 
 def data_name(cfg: ReproduceConfig) -> str:  # such as "synthurmp"
@@ -243,6 +247,7 @@ def find_data(cfg: ReproduceConfig) -> Path:
         if not source.exists(): render_dataset(SynthConfig(str(source), recordings=RECORDINGS, performers=PERFORMERS))
         return prepare(PrepareConfig(source, path))
 
+# %% ../nbs/46_reproduce.ipynb #d797d597
 def windows_of(bundle) -> tuple:  # positions of pairs: the first of each instrument in which somebody plays, and the quietest of each
     "The held-out windows that every run draws. The quietest are found by their loudness: rests, and the softest notes."
     idx, label = split_recordings(bundle)[1], np.asarray(bundle.label)
@@ -250,7 +255,7 @@ def windows_of(bundle) -> tuple:  # positions of pairs: the first of each instru
     rest = np.asarray(bundle.factors.get("rest", np.zeros(len(bundle)))).astype(float)[idx] > 0
     return one_per_instrument(label, idx[~rest]), one_per_instrument(label, idx[power.argsort(kind="stable")])
 
-# %% ../nbs/46_reproduce.ipynb #22e2e673
+# %% ../nbs/46_reproduce.ipynb #79f47faf
 LIMIT = 100_000  # bytes of a picture
 
 @torch.no_grad()
@@ -270,6 +275,7 @@ def save_small(path: Path, img: np.ndarray, limit: int = LIMIT):
             (picture.quantize(colours) if colours else picture).save(tmp, optimize=True)
         if path.stat().st_size <= limit: return
 
+# %% ../nbs/46_reproduce.ipynb #ec50a04a
 def real_strip(bundle, size: int, rows: list) -> np.ndarray:  # 2 size x (rows * size) x 3, uint8
     "The real pictures of some pairs, and below them their sounds."
     batch = PairDataset(bundle, size).__getitems__(list(rows))
@@ -316,7 +322,7 @@ def save_report(cfg: ReproduceConfig, name: str, run: Path, metrics: dict):
         img.thumbnail((1000, 1000))
         save_small(folder/f"{name}-{picture}.png", np.asarray(img), 2 * LIMIT)
 
-# %% ../nbs/46_reproduce.ipynb #286688f3
+# %% ../nbs/46_reproduce.ipynb #d6b0dd37
 ASIDE = FREE - {"epochs", "max_steps"}  # options that decide nothing about a result
 
 def settings_of(cfg: ReproduceConfig, task) -> dict:  # dotted name -> value
@@ -334,7 +340,10 @@ def config_of(cfg: ReproduceConfig, task) -> TrainConfig:
     where = dict(out=cfg.work/data_name(cfg)/f"{task.name}{length}", parts=cfg.work/"parts", device=cfg.device)
     return replace(start, **where, **steps, **often)
 
+# %% ../nbs/46_reproduce.ipynb #da790fad
 def result_file(cfg: ReproduceConfig, task: Task) -> Path: return cfg.out/"runs"/data_name(cfg)/f"{task.name}.json"
+
+class OtherSettings(CarganError): "A result that is whole, and not of what is asked for."
 
 def load_result(file: Path) -> dict:  # line, settings, made
     "A result, whatever its settings were; raises `CarganError` if it is none."
@@ -350,10 +359,10 @@ def read_result(cfg: ReproduceConfig, task: Task) -> dict | None:  # None: not d
     old = result["settings"]
     if differ := sorted(k for k in old.keys() | now.keys() if old.get(k) != now.get(k)):
         change = f"{differ[0]} was {old.get(differ[0])}, now {now.get(differ[0])}"
-        raise CarganError(f"result {file} was made with other settings ({change}); remove it, or give another --out")
+        raise OtherSettings(f"result {file} was made with other settings ({change}); remove it, or give another --out")
     return result
 
-# %% ../nbs/46_reproduce.ipynb #e39cbe06
+# %% ../nbs/46_reproduce.ipynb #714ef300
 def run_task(cfg: ReproduceConfig, task: Task, data: Path) -> dict:  # its line
     "Train, score, draw, and write the result last."
     began, train_cfg = time.time(), replace(config_of(cfg, task), data=data)
@@ -377,12 +386,13 @@ def said_of(cfg: ReproduceConfig) -> list:  # words of the command line
     given = {name: getattr(cfg, name) for name in names if getattr(cfg, name) != getattr(usual, name)}
     return [f"--{name.replace('_', '-')} {Path(v).name if name == 'data' else v}" for name, v in given.items()]
 
+# %% ../nbs/46_reproduce.ipynb #a989e738
 def read_lines_of(cfg: ReproduceConfig, tasks: list) -> pd.DataFrame:  # a row for each run that is done
     "The lines of the runs that were made with today's settings; others are named and left out."
     lines = []
     for task in tasks:
         try: result = read_result(cfg, task)
-        except CarganError as e: print(f"left out: {e}"); continue
+        except OtherSettings as e: print(f"left out: {e}"); continue
         if result: lines.append(result["line"])
     return pd.DataFrame(lines, columns=[*FIRST, *COLUMNS, "extractor"])
 
@@ -393,7 +403,7 @@ def write_lines(cfg: ReproduceConfig):
         table = read_lines_of(cfg, tasks_of())
         with atomic_path(file) as tmp: table.to_csv(tmp, index=False, float_format="%.5g")
 
-# %% ../nbs/46_reproduce.ipynb #28101e8e
+# %% ../nbs/46_reproduce.ipynb #5fed73e4
 SHOWN = ("accuracy_true", "accuracy_predicted", "shuffled_follows_audio", "note_r2", "loudness_r2", "two_alternatives", "l1_fine",
          "l1_fine_true", "fd", "fd_true", "inception_score_true")
 
@@ -411,6 +421,7 @@ def minutes(seconds: float) -> str:
     if seconds < 7200: return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:,.0f} days"
 
+# %% ../nbs/46_reproduce.ipynb #c9047611
 def plan_file(cfg: ReproduceConfig) -> Path: return cfg.out/f"plan_{cfg.preset}.csv"
 
 def read_plan(file: Path) -> pd.DataFrame:  # index: rows of the grid
@@ -432,6 +443,7 @@ def absent(tasks: list, table: pd.DataFrame, plan: pd.DataFrame) -> dict:  # row
         if missing: says[row.name] = f"{len(missing)} of {len(seeds)} seeds not run; {cost}"
     return says
 
+# %% ../nbs/46_reproduce.ipynb #e3124ffd
 def print_tables(cfg: ReproduceConfig, tasks: list):
     "What is finished, group by group, and what is not."
     table = read_lines_of(cfg, tasks)
@@ -465,7 +477,7 @@ def flop_rate(method: str, device: str) -> float:  # FLOPs per second; 0 for a m
     seconds = measured_step(cfg)
     return step_cost(cfg, cfg.batch_size).flops / seconds if seconds else 0.
 
-# %% ../nbs/46_reproduce.ipynb #ddb5ec48
+# %% ../nbs/46_reproduce.ipynb #370c6f5a
 def cost_of(cfg: TrainConfig, pairs: int, rate: float) -> dict:  # pairs: to train on; rate: FLOPs per second
     "Steps, FLOPs, memory and seconds of a run."
     cost = step_cost(cfg, cfg.batch_size)
@@ -473,6 +485,7 @@ def cost_of(cfg: TrainConfig, pairs: int, rate: float) -> dict:  # pairs: to tra
     return dict(steps=steps, pictures=steps * cfg.batch_size, gflop_a_picture=cost.flops / cfg.batch_size / 1e9,
                 pflop=steps * cost.flops / 1e15, memory_gb=cost.peak / 1e9, seconds=steps * cost.flops / (rate or 1))
 
+# %% ../nbs/46_reproduce.ipynb #68febcf9
 def training_pairs(cfg: ReproduceConfig) -> int:
     "How many pairs a dry run counts with."
     if cfg.pairs is not None: return cfg.pairs
@@ -500,6 +513,7 @@ def dry_run(cfg: ReproduceConfig, tasks: list) -> pd.DataFrame:  # a row for eac
     if usual and (cfg.preset == "paper" or cfg.tflops is None): keep_plan(cfg, plan)
     return plan
 
+# %% ../nbs/46_reproduce.ipynb #fd43a923
 def keep_plan(cfg: ReproduceConfig, plan: pd.DataFrame):
     "The rows of a dry run take the place of older ones of the same name."
     old = read_plan(plan_file(cfg))
@@ -507,7 +521,7 @@ def keep_plan(cfg: ReproduceConfig, plan: pd.DataFrame):
     order = [r.name for r in GRID if r.name in both.index]
     with atomic_path(plan_file(cfg)) as tmp: both.loc[order].rename_axis("row").to_csv(tmp, float_format="%.4g")
 
-# %% ../nbs/46_reproduce.ipynb #7123352d
+# %% ../nbs/46_reproduce.ipynb #1c0fe1ff
 def time_left(cfg: ReproduceConfig, todo: list) -> str:  # such as "about 2.3 h left for one process"
     "From what runs of the same row, of the same method, or any runs took."
     files = {t: result_file(cfg, t) for t in tasks_of()}
@@ -519,6 +533,7 @@ def time_left(cfg: ReproduceConfig, todo: list) -> str:  # such as "about 2.3 h 
         return float(np.median(same_row or same_method or list(took.values())))
     return f"about {minutes(sum(guess(t) for t in todo if t not in took))} left for one process"
 
+# %% ../nbs/46_reproduce.ipynb #d7443ade
 def try_task(cfg: ReproduceConfig, task: Task, data: Path, todo: list) -> str:  # why it failed; else empty
     "One run of the grid, unless it is done, or another process is making it."
     lock = FileLock(writable_folder(cfg.work/"locks")/f"{data_name(cfg)}-{task.name}.lock", timeout=0)
@@ -533,6 +548,7 @@ def try_task(cfg: ReproduceConfig, task: Task, data: Path, todo: list) -> str:  
         return f"{task.name}: {e}"
     return ""
 
+# %% ../nbs/46_reproduce.ipynb #dea02cd0
 def check_asked(cfg: ReproduceConfig):
     "Raises `CarganError` for values that make no sense."
     for name in ("more_epochs", "max_steps", "listen", "pairs", "tflops"):
@@ -546,6 +562,7 @@ def reproduce(cfg: ReproduceConfig):
     if cfg.dry_run: dry_run(cfg, tasks); return
     if cfg.tables: print_tables(cfg, tasks); return
     todo, failed = [t for t in tasks if read_result(cfg, t) is None], []
+    if todo: known_as(cfg.data)  # refuses now what no run could read
     writable_folder(cfg.out)
     data = find_data(cfg) if todo else None
     for task in todo:

