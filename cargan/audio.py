@@ -132,7 +132,7 @@ def decoded(film, reader: Reader):  # yields PyAV's frames, float32, channels ap
             except ValueError: reader.broken += 1  # rate or channels change in the middle
 
 def samples_of(frame) -> np.ndarray:  # frame: PyAV's; samples x channels, float32
-    "The samples of a frame. `frame.to_ndarray` would also read planes behind the last one, which 8 channels and damaged files seem to have."
+    "The samples of a frame; with 8 channels, or in a damaged file, `frame.to_ndarray` would read planes behind the last one."
     planes = frame.planes[:frame.layout.nb_channels]
     return np.stack([np.frombuffer(plane, np.float32, frame.samples) for plane in planes], 1)
 

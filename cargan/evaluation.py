@@ -295,7 +295,8 @@ def summarise(truth: np.ndarray,  # n class numbers
 
 # %% ../nbs/45_evaluation.ipynb #d435a6cd
 TOLD = (" This method decides for itself what it hears. 'True label' means here that it is told all that is true "
-        "(instrument, note, loudness, player), so that these numbers say what drawing costs; 'predicted label' is as heard, by its own ear.")
+        "(instrument, note, loudness, player), so that these numbers say what drawing costs; "
+        "'predicted label' is as heard, by its own ear.")
 
 LABELS = {  # what a report says of a method's label
     "wants": "",

@@ -347,7 +347,8 @@ def make_parts(cfg: ListenerTrain, pairs: Pairs, keep: Callable):
     dataset, out, ear = PairDataset(pairs.bundle, cfg.model.size), Path(cfg.out), read_ear(cfg)
     names = players(dataset, pairs.train_idx, cfg.model.looks)
     causes = [pairs.bundle.factors.get(k, ()) for k in ("pitch", "loudness", "rest")]
-    settings = dict(ear=file_hash(out/"audio_classifier.safetensors"), names=text_hash(names), causes=text_hash(causes), size=cfg.model.size)
+    known = dict(ear=file_hash(out/"audio_classifier.safetensors"), names=text_hash(names), causes=text_hash(causes))
+    settings = known | dict(size=cfg.model.size)
     def name_them(path):
         save_classifier(path, *train_who(ear, replace(pairs.bundle, performer=names), pairs.train_idx, pairs.valid_idx))
     if names is not None: keep("players", settings, name_them)
@@ -555,4 +556,5 @@ def read_who(values: dict) -> WhoConfig:
     try:
         people = tuple((range(len(INSTRUMENTS))[int(k)], str(name)) for k, name in values["people"])
         return WhoConfig(**values | dict(people=people))
-    except (KeyError, TypeError, ValueError, IndexError): raise CarganError("the players in config.json are damaged; copy the folder anew") from None
+    except (KeyError, TypeError, ValueError, IndexError):
+        raise CarganError("the players in config.json are damaged; copy the folder anew") from None

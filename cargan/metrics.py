@@ -8,7 +8,8 @@ __all__ = ['INCEPTION_SHA256', 'macro_accuracy', 'bootstrap', 'mean_std', 'pixel
            'nearest', 'memorised', 'show_suspicious']
 
 # %% ../nbs/40_metrics.ipynb #77de68da
-from .core import CarganError, alone, existing_file, load_state, load_weights, save_weights, show_images  # first: it forbids ONNX Runtime, which torchmetrics imports too, to report to its makers
+# First, because it forbids ONNX Runtime, which torchmetrics imports too, to report to its makers:
+from .core import CarganError, alone, existing_file, load_state, load_weights, save_weights, show_images
 
 import hashlib, math, tempfile
 from pathlib import Path

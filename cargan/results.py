@@ -7,7 +7,7 @@ __all__ = ['PAPER_MODELS', 'PAPER_METHODS', 'CHANGED', 'CALLED', 'SMALLER_IS_BET
            'read_plan', 'cells', 'Claim', 'told_apart', 'compared', 'judge_claims', 'drawn_by', 'show_strips', 'light',
            'run_done', 'sweep_of', 'show_lambda']
 
-# %% ../nbs/47_results.ipynb #839c71b8
+# %% ../nbs/47_results.ipynb #e21c3467
 from .core import needs
 
 import io
@@ -23,7 +23,7 @@ with needs("evaluate", "cargan.results"):
 
 from .core import INSTRUMENTS, CarganError, existing_file
 from .metrics import mean_std
-from .reproduce import GRID, LAMBDAS, PARTS_OF_LISTENER, TRICKS, minutes, spread
+from .reproduce import GRID, LAMBDAS, minutes, spread
 from .reproduce import read_plan as plan_of
 
 # %% ../nbs/47_results.ipynb #8d841662
