@@ -1,5 +1,5 @@
-"What the benchmarks have in common: errors in one line, rows that are kept as JSON, and players whose parts were made from noise."
-import json, sys, tempfile
+"What the benchmarks have in common: errors in one line, rows that are kept as JSON."
+import json, sys
 from pathlib import Path
 
 from cargan.core import CarganError
@@ -30,14 +30,3 @@ def learning() -> tuple:
     from cargan.cost import fake_players
     from cargan.methods import METHODS, find_method
     return tuple(name for name in METHODS if fake_players(find_method(name).presets["lab"], torch.device("meta")).optimisers)
-
-
-def random_players(cfg):
-    "The players of any method, as a run would have them; what it makes beforehand is made from noise."
-    from cargan.cost import random_parts
-    from cargan.methods import find_method
-    from cargan.training import make_accelerator, make_players
-    accelerator = make_accelerator(cfg)
-    with tempfile.TemporaryDirectory() as tmp:
-        folder = random_parts(cfg, Path(tmp), accelerator.device)
-        return make_players(cfg, lambda: find_method(cfg.method).make_model(cfg, folder), accelerator)

@@ -35,12 +35,13 @@ def write_sound(path: Path, seconds: int):
 def eye(folder: Path):
     "CAR-GAN at 64 pixels with an ear of the usual size, both untrained."
     from dataclasses import replace
+    from cargan.cost import random_players
     from cargan.generate import SoundToImage
     from cargan.hearing import AudioClassifier, AudioClassifierConfig
     from cargan.methods import find_method
     preset = find_method("cargan").presets["lab"]
     cfg = replace(preset, data=folder, out=folder/"run", device="cpu", model=replace(preset.model, base=8, d_base=8))
-    return SoundToImage(common.random_players(cfg).model, AudioClassifier(AudioClassifierConfig()))
+    return SoundToImage(random_players(cfg).model, AudioClassifier(AudioClassifierConfig()))
 
 
 def measure(cfg: HourConfig, seconds: int) -> dict:

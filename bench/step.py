@@ -26,13 +26,13 @@ from cargan.attention import ReleasedAttention, SelfAttention
 from cargan.bundle import Bundle
 from cargan.cascade import METHOD, PRESETS
 from cargan.core import INSTRUMENTS, CarganError, seed_everything, writable_folder, write_json
-from cargan.cost import fake_players, random_batch
+from cargan.cost import fake_players, random_batch, random_players
 from cargan.data import PairDataset
 from cargan.looking import ClassifierConfig, ImageClassifier, fold_batch_norms
 from cargan.methods import METHODS, find_method
 from cargan.residue import CARGAN, CARGANConfig
 from cargan.training import make_accelerator, make_players, to_device, tune
-from common import learning, random_players, read_rows, run
+from common import learning, read_rows, run
 from reference import Reference
 from released import Released
 

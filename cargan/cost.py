@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CPU_ATTENTION', 'FORMULAS', 'HASTY', 'n_bytes', 'flops_of', 'tensors_in', 'written_by', 'StepMeter', 'random_pairs',
-           'hasty', 'random_parts', 'decides', 'without_numbers', 'make_once', 'random_batch', 'fake_players',
-           'StepCost', 'step_cost', 'step_flops', 'parameters', 'count_step']
+           'hasty', 'random_parts', 'decides', 'without_numbers', 'make_once', 'random_batch', 'random_players',
+           'fake_players', 'StepCost', 'step_cost', 'step_flops', 'parameters', 'count_step']
 
 # %% ../nbs/39_cost.ipynb #18ba086b
 import copy, io, shutil, tempfile, time, weakref
@@ -27,7 +27,7 @@ from .core import INSTRUMENTS, CarganError
 from .hearing import find_ear
 from .lms import LMSConfig
 from .methods import Pairs, Players, TrainConfig, find_method
-from .training import check_config, make_accelerator
+from .training import check_config, make_accelerator, make_players
 
 # %% ../nbs/39_cost.ipynb #f847fc81
 CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
@@ -149,6 +149,14 @@ def random_batch(cfg: TrainConfig,
     if method.wrong_pairs(cfg): batch |= {f"wrong_{k}": v for k, v in pair(1).items()}
     if numbers := method.noise(cfg): batch["noise"] = torch.randn(n, numbers)
     return batch | {k: torch.zeros((n, *v.shape[1:]), dtype=torch.as_tensor(v[:1]).dtype) for k, v in extras.items()}
+
+# %% ../nbs/39_cost.ipynb #6c428ab1
+def random_players(cfg: TrainConfig) -> Players:
+    "The players of any method, as a run would have them; what it makes beforehand is made from noise."
+    accelerator = make_accelerator(cfg)
+    with tempfile.TemporaryDirectory() as tmp:
+        folder = random_parts(cfg, Path(tmp), accelerator.device)
+        return make_players(cfg, lambda: find_method(cfg.method).make_model(cfg, folder), accelerator)
 
 # %% ../nbs/39_cost.ipynb #5c01cd93
 def fake_players(cfg: TrainConfig,

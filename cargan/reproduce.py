@@ -13,10 +13,10 @@ __all__ = ['LAMBDAS', 'THIRD', 'GRID', 'SHARES', 'DISTANCES', 'TOLD_TRUTH', 'LAS
            'print_tables', 'measured_step', 'flop_rate', 'cost_of', 'training_pairs', 'dry_run', 'keep_plan',
            'time_left', 'try_task', 'check_asked', 'reproduce']
 
-# %% ../nbs/46_reproduce.ipynb #4fa0f7eb
+# %% ../nbs/46_reproduce.ipynb #a1eba3c7
 from .core import needs
 
-import re, tempfile, time
+import re, time
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -34,14 +34,14 @@ from .bundle import PrepareConfig, prepare
 from .cascade import CONTROLS, TRICKS
 from .controls import look_up
 from .core import INSTRUMENTS, CarganError, alone, atomic_path, read_json, to_uint8, write_json, writable_folder
-from .cost import random_batch, random_parts, step_cost
+from .cost import random_batch, random_players, step_cost
 from .data import PairDataset, name_of, one_per_instrument, open_data, split_recordings
 from .evaluation import EvaluateConfig, evaluate
 from .methods import TrainConfig, find_method, plain
 from .metrics import mean_std
 from .runs import FREE, flatten, load_run
 from .synth import SynthConfig, render_dataset
-from .training import last_step, make_accelerator, make_players, to_device, train
+from .training import last_step, to_device, train
 
 # %% ../nbs/46_reproduce.ipynb #39ccefb2
 @dataclass(frozen=True)
@@ -455,19 +455,15 @@ def print_tables(cfg: ReproduceConfig, tasks: list):
         for n in names:
             if n in missing: print(f"  {n}: {missing[n]}")
 
-# %% ../nbs/46_reproduce.ipynb #82144744
+# %% ../nbs/46_reproduce.ipynb #28927aab
 def measured_step(cfg: TrainConfig, n: int = 5) -> float:  # seconds; 0 for a method that has nothing to learn
     "The median time of a training step on this machine."
-    method, accelerator = find_method(cfg.method), make_accelerator(cfg)
-    with tempfile.TemporaryDirectory() as tmp:
-        folder = random_parts(cfg, Path(tmp), accelerator.device)
-        p = make_players(cfg, lambda: method.make_model(cfg, folder), accelerator)
-        extras = method.extras(cfg, None, folder)
+    p, times = random_players(cfg), []
     if not p.optimisers: return 0.
-    batch, times = to_device(random_batch(cfg, p.model, cfg.batch_size, extras), accelerator.device), []
+    batch = to_device(random_batch(cfg, p.model, cfg.batch_size), p.accelerator.device)
     for _ in range(n + 1):
         began = time.perf_counter()
-        float(sum(method.step(p, batch).values()).detach())  # waits for the device
+        float(sum(find_method(cfg.method).step(p, batch).values()).detach())  # waits for the device
         times.append(time.perf_counter() - began)
     return float(np.median(times[1:]))
 

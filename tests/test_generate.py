@@ -49,10 +49,9 @@ def job(tmp_path, *sounds, **options): return GenerateConfig(sounds, run=tmp_pat
 
 # ---------------------------------------------------------------- how many at once
 @pytest.mark.parametrize("name", METHODS)
-def test_a_picture_does_not_depend_on_how_many_are_drawn_at_once(name, tmp_path, monkeypatch):
+def test_a_picture_does_not_depend_on_how_many_are_drawn_at_once(name, tmp_path):
     from cargan.bundle import save_bundle
-    monkeypatch.syspath_prepend(str(ROOT/"bench"))
-    from common import random_players
+    from cargan.cost import random_players
     save_bundle(toy_bundle(), tmp_path/"pairs.npz")
     seed_everything(0)
     model = random_players(tiny(name, tmp_path)).model.eval()
