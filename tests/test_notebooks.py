@@ -1,5 +1,5 @@
 "Every notebook runs; notebooks, package and README agree; nothing of anyone's machine is in them."
-import builtins, dis, filecmp, importlib, json, os, re, shutil, subprocess, sys, types
+import ast, builtins, dis, filecmp, importlib, json, os, re, shutil, subprocess, sys, types
 from pathlib import Path
 
 import pytest
@@ -28,16 +28,36 @@ def copy(tmp_path):
 
 @pytest.mark.parametrize("notebook", sorted(NOTEBOOKS, key=lambda p: p.stem not in LONGEST), ids=lambda p: p.stem)
 def test_runs(notebook):
-    nbdev("nbdev_test", "--path", notebook, "--n_workers", "0", "--do_print")
+    "As nbdev_test runs it, and then the solutions of its exercises in the same kernel."
+    run_solutions(notebook)
+
+
+def run_solutions(notebook: Path):
+    command = [sys.executable, ROOT/"tools"/"solutions.py", notebook]
+    done = subprocess.run(command, env={**os.environ, "MPLBACKEND": "agg"}, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+
+
+def with_cell(notebook: Path, **cell) -> Path:
+    "The notebook with one more cell."
+    nb = json.loads(notebook.read_text())
+    nb["cells"].insert(2, dict(id="wrong", metadata={}, **cell))
+    notebook.write_text(json.dumps(nb))
+    return notebook
 
 
 def test_a_failing_cell_fails(copy):
-    "The test above can fail: a notebook with a wrong assertion does."
-    notebook = copy/"nbs"/"01_core.ipynb"
-    nb = json.loads(notebook.read_text())
-    nb["cells"].insert(2, dict(cell_type="code", id="wrong", metadata={}, outputs=[], execution_count=None, source=["assert 1 + 1 == 3"]))
-    notebook.write_text(json.dumps(nb))
+    "The test above can fail: a notebook with a wrong assertion does, here and in nbdev's own command."
+    notebook = with_cell(copy/"nbs"/"01_core.ipynb", cell_type="code", outputs=[], execution_count=None, source=["assert 1 + 1 == 3"])
     with pytest.raises(AssertionError): nbdev("nbdev_test", "--path", notebook, "--n_workers", "0", cwd=copy)
+    with pytest.raises(AssertionError, match="1 \\+ 1 == 3"): run_solutions(notebook)
+
+
+def test_a_failing_solution_fails(copy):
+    wrong = "<details><summary>Solution</summary>\n\n```python\nassert 1 + 1 == 3\n```\n\n</details>"
+    notebook = with_cell(copy/"nbs"/"01_core.ipynb", cell_type="markdown", source=[wrong])
+    nbdev("nbdev_test", "--path", notebook, "--n_workers", "0", cwd=copy)
+    with pytest.raises(AssertionError, match="1 \\+ 1 == 3"): run_solutions(notebook)
 
 
 def test_clean(copy):
@@ -64,26 +84,81 @@ def test_readme_is_the_index():
     assert {p: (ROOT/p).read_bytes() for p in figures} == figures
 
 
-def test_links_of_the_readme_lead_somewhere():
-    links = re.findall(r"\]\(([^)#]+)", (ROOT/"README.md").read_text())
-    assert [link for link in links if not link.startswith("http") and not (ROOT/link).exists()] == []
+PAGES = sorted(NOTEBOOKS + [p for p in (*ROOT.glob("*.md"), *ROOT.glob("bench/*.md"), *ROOT.glob("cargan/weights/*.md"))])
+
+
+def texts_of(page: Path) -> list:
+    "The Markdown of a page: of a notebook, its cells."
+    if page.suffix == ".md": return [page.read_text()]
+    return ["".join(c["source"]) for c in json.loads(page.read_text())["cells"] if c["cell_type"] == "markdown"]
+
+
+def anchors_of(page: Path) -> set:
+    "Where a link into a page may lead: its headings, as JupyterLab and GitHub name them."
+    text = "\n".join(re.sub(r"^```.*?^```", "", t, flags=re.S | re.M) for t in texts_of(page))
+    titles = [re.sub(r"[`*$]|\[|\]\([^)]*\)", "", t).strip() for t in re.findall(r"^#+ (.+)$", text, flags=re.M)]
+    return {t.replace(" ", "-") for t in titles} | {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    "A link to a file of the project, or to a heading in it."
+    wrong = []
+    for link in re.findall(r"\]\(([^)\s]+)", "\n".join(texts_of(page))):
+        if re.match(r"https?://|mailto:|data:|attachment:", link): continue
+        name, _, anchor = link.partition("#")
+        target = page.parent/name if name else page
+        if page.stem == "index" and not target.exists(): target = ROOT/name  # README is made of it, and its figures lie beside README
+        if not target.exists() or (anchor and anchor not in anchors_of(target)): wrong.append(link)
+    assert wrong == []
+
+
+def test_addresses_name_nothing_that_is_not_ours():
+    "No repository and no site of that name belongs to the project; an address that is made up would send readers to a stranger."
+    text = (ROOT/"settings.ini").read_text()
+    for key in ("git_url", "doc_host", "author_email", "user"): assert re.search(rf"^{key} =\s*$", text, flags=re.M), key
+    assert "github.com/cargan" not in "".join(t for page in PAGES for t in texts_of(page))
+
+
+ASIDE = ("index", "03_glossary", "04_teaching", "66_projects")  # pages without exercises
+
+
+def nested(source: str) -> list:
+    "Lines with a comprehension inside another, or over two loops at once."
+    kinds = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+    outer = [n for n in ast.walk(ast.parse(source)) if isinstance(n, kinds)]
+    return [n.lineno for n in outer if len(n.generators) > 1 or any(isinstance(m, kinds) for m in ast.walk(n) if m is not n)]
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_fit_to_read(notebook):
-    "Small, short, with exercises, and without paths of the machine that ran it."
+    "Small, short, and without paths of the machine that ran it."
     text = notebook.read_text()
     assert len(text) < 2**20
     assert not re.findall(r"(?:^|[^.\w/])/(?:work|root|home/\w+|Users/\w+|tmp/\w+)/", text)
-    if notebook.stem == "index": return
     cells = json.loads(text)["cells"]
-    assert len(cells) <= 90
+    assert len(cells) <= 60
     assert not [o for c in cells for o in c.get("outputs", []) if o.get("name") == "stderr"], "no progress bars, no warnings: run tools/notebooks.py"
+    if notebook.stem == "index": return
     title = next("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
     assert re.match(r"# .+\n\n> .+", title), "a notebook begins with '# Title' and '> one sentence'"
-    assert re.search("#+ Exercises", text) and re.search("#+ What we learned", text)
-    long = [n for c in cells if re.match(r"#\| *export", source := "".join(c["source"])) and (n := len(source.splitlines())) > 40]
-    assert long == [], "exported cells of at most 25 lines read best"
+    for source in ("".join(c["source"]) for c in cells if "".join(c["source"]).startswith("#| export")):
+        lines = source.splitlines()[1:]
+        assert len(lines) <= 25, "exported cells of at most 25 lines read best: " + lines[0]
+        assert [line for line in lines if len(line) > 140] == []
+        assert nested(source) == [], "one loop a line: " + source[:200]
+
+
+@pytest.mark.parametrize("notebook", [p for p in NOTEBOOKS if p.stem not in ASIDE], ids=lambda p: p.stem)
+def test_fit_to_learn_from(notebook):
+    "What one should know before, what was learned, what comes next; two or three exercises, each with a hint and a solution."
+    text = "\n".join(texts_of(notebook))
+    assert "**Before:**" in text and "**Next:**" in text and re.search("#+ What we learned", text)
+    exercises = re.split(r"^#+ Exercises$", text, flags=re.M)[1]
+    outside = re.sub(r"<details>.*?</details>", "", exercises, flags=re.S)
+    numbers = re.findall(r"^\**(\d)\.", outside, flags=re.M)
+    assert numbers in (["1", "2"], ["1", "2", "3"])
+    assert outside.count("*Hint:") == len(numbers) == exercises.count("<details><summary>Solution</summary>")
 
 
 def test_imports_point_to_lower_numbers():

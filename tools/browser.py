@@ -81,9 +81,26 @@ BEGIN = "() => { window.done = null; jupyterapp.commands.execute('notebook:run-a
 READY = "() => !!(window.jupyterapp?.shell?.currentWidget?.context?.isReady && jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle')"
 BARS = "() => [...document.querySelectorAll('.jp-Notebook .jp-OutputArea-output')].map(o => o.innerText).filter(t => t.includes('%|')).map(t => t.trim().split('\\n').at(-1))"
 OUTPUTS = "() => jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells.map(c => ({source: [c.source].flat().join(''), outputs: c.outputs ?? []}))"
-MEDIA = """() => [...document.querySelectorAll('.jp-OutputArea-output img, .jp-OutputArea-output video, .jp-OutputArea-output audio')].map(m =>
-    ({kind: m.tagName.toLowerCase(), there: m.tagName === 'IMG' ? m.complete && m.naturalWidth > 0 : m.readyState > 0 && !m.error}))"""
-HEIGHT = "() => [...document.querySelectorAll('.jp-WindowedPanel-outer, .jp-Notebook')].reduce((h, e) => Math.max(h, e.scrollHeight), 0)"
+MEDIA = """async () => {
+    const varied = m => {  // a film that shows something: its pixels are not all alike
+        const c = Object.assign(document.createElement('canvas'), {width: 32, height: 32}), pen = c.getContext('2d');
+        pen.drawImage(m, 0, 0, 32, 32);
+        return new Set(pen.getImageData(0, 0, 32, 32).data).size > 8;
+    };
+    const there = async m => {
+        if (m.tagName === 'IMG') return m.complete && m.naturalWidth > 0;
+        for (let i = 0; i < 100 && m.readyState < 2 && !m.error; i++) await new Promise(r => setTimeout(r, 100));
+        if (m.error || m.readyState < 2) return false;
+        if (m.tagName === 'AUDIO') return m.duration > 0;
+        m.scrollIntoView();  // a film is painted when it is on the screen
+        for (let i = 0; i < 50 && !varied(m); i++) await new Promise(r => setTimeout(r, 100));
+        return varied(m);
+    };
+    const all = [...document.querySelectorAll('.jp-OutputArea-output img, .jp-OutputArea-output video, .jp-OutputArea-output audio')];
+    return Promise.all(all.map(async m => ({kind: m.tagName.toLowerCase(), there: await there(m)})));
+}"""
+HEIGHT = "() => { jupyterapp.shell.collapseLeft(); return [...document.querySelectorAll('.jp-WindowedPanel-outer, .jp-Notebook')].reduce((h, e) => Math.max(h, e.scrollHeight), 0); }"
+TOP = "() => document.querySelectorAll('.jp-WindowedPanel-outer').forEach(e => e.scrollTop = 0)"
 
 
 def look(chromium, address: str, token: str, path: str, screenshot: Path, limit: float = 600) -> str:
@@ -110,6 +127,7 @@ def look(chromium, address: str, token: str, path: str, screenshot: Path, limit:
     shown = sum(m["kind"] == "img" for m in media)
     assert shown >= asked, f"{path}: {asked} plots, {shown} of them in the page"
     page.set_viewport_size(dict(width=1300, height=min(16_000, page.evaluate(HEIGHT) + 200)))
+    page.evaluate(TOP)
     page.wait_for_timeout(500)
     screenshot.parent.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=screenshot)
