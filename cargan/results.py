@@ -81,6 +81,7 @@ def told_apart(a: np.ndarray, b: np.ndarray, pairs: bool) -> int:  # 1: a is lar
     else: apart, least = bool(a.min() > b.max() or a.max() < b.min()), max(least, a.std(ddof=1) + b.std(ddof=1))
     return int(np.sign(a.mean() - b.mean())) if apart and abs(a.mean() - b.mean()) > least else 0
 
+# %% ../nbs/47_results.ipynb #2e51e088
 def compared(lines: pd.DataFrame, claim: Claim, i: int) -> dict:  # i: which column
     "Means, spreads and a verdict."
     column, other = claim.columns[i], (claim.worse_columns or claim.columns)[i]
@@ -125,6 +126,7 @@ def show_strips(strips: dict,  # name of a line -> 13 pictures
     for ax, name in zip(axs[0], instruments): ax.set_title(name.replace("_", " "), fontsize=9)
     return fig
 
+# %% ../nbs/47_results.ipynb #1c8d2b43
 def light(fig, quality: int = 82):  # fig: of matplotlib; a picture that a notebook shows
     "The figure as a JPEG, so that a notebook with many of them stays small."
     from IPython.display import Image as Shown  # here, not above: only notebooks show
