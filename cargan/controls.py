@@ -257,6 +257,7 @@ MAIN_NUMBERS = {  # column -> where it is in metrics.json; the first that is the
     "seconds": ["seconds_training", "cost/seconds"], "n": ["n"],
 }
 
+# %% ../nbs/32_controls.ipynb #472fe2d5
 def look_up(values: dict, paths: list):  # paths: "names/of/nested/dictionaries", in order of preference
     "The first entry of nested dictionaries that is there, or None."
     for path in paths:
@@ -270,5 +271,6 @@ def compare_runs(runs: dict,  # name -> folder written by `train`
     import pandas as pd  # here, not above: whoever only draws needs no tables
     files = {name: Path(run)/"metrics.json" for name, run in runs.items()}
     numbers = {name: read_json(file, "metrics") for name, file in files.items() if file.exists()}
-    rows = {name: {column: look_up(m, paths) for column, paths in MAIN_NUMBERS.items()} for name, m in numbers.items()}
+    def row(m): return [look_up(m, paths) for paths in MAIN_NUMBERS.values()]
+    rows = {name: row(m) for name, m in numbers.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(MAIN_NUMBERS))
