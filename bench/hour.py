@@ -36,7 +36,7 @@ def eye(folder: Path):
     "CAR-GAN at 64 pixels with an ear of the usual size, both untrained."
     from dataclasses import replace
     from cargan.cost import random_players
-    from cargan.generate import SoundToImage
+    from cargan.drawing import SoundToImage
     from cargan.hearing import AudioClassifier, AudioClassifierConfig
     from cargan.methods import find_method
     preset = find_method("cargan").presets["lab"]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'CONTAINERS', 'SUFFIXES', 'KEEP', 'Reader', 'sound_bytes', 'chunk_at', 'ends_open', 'read_plain', 'announced',
-           'read_coded', 'packets', 'decoded', 'samples_of', 'in_blocks', 'open_reader', 'Tally', 'Sound',
+           'read_coded', 'packets', 'decoded', 'samples_of', 'in_blocks', 'open_reader', 'Tally', 'mono_mix', 'Sound',
            'what_is_wrong', 'check_block', 'count', 'open_sound', 'resampled', 'stream', 'load_audio', 'to_mono']
 
 # %% ../nbs/02_audio.ipynb #a0d10004
@@ -136,6 +136,7 @@ def samples_of(frame) -> np.ndarray:  # frame: PyAV's; samples x channels, float
     planes = frame.planes[:frame.layout.nb_channels]
     return np.stack([np.frombuffer(plane, np.float32, frame.samples) for plane in planes], 1)
 
+# %% ../nbs/02_audio.ipynb #6cc372a1
 def in_blocks(first, rest, size: int = 1 << 16):  # yields samples x channels, float32
     "Frames, joined into blocks worth the trouble."
     held, n = [first], first.samples
@@ -179,19 +180,21 @@ class Tally:
         means = np.concatenate(self.means)
         return (means * np.sign(mean) >= abs(mean) / 2).all(0) & (len(means) >= 3)
 
-    def mix(self, rate: int,  # Hz
-           ) -> tuple:  # (weight of each channel, offset of each channel), float32
-        "The mono mix: (samples - offset) @ weight."
-        mean = self.total / self.n
-        cov = self.products / self.n - np.outer(mean, mean)
-        power = cov.diagonal().clip(0)
-        tone = np.sqrt(2 * power) / (np.pi * 20 * self.n / rate)  # the mean that half a period of 20 Hz can leave
-        offset = np.where((abs(mean) > tone) & self.constant(mean), mean, 0)
-        turned = np.where(cov[power.argmax()] < 0, -1., 1.)
-        added = max(turned @ cov @ turned, power.max())  # by its proof; rounding must not break it
-        weight = turned * np.sqrt(power.max() / added) if added > 0 else np.full(len(mean), 1 / len(mean))
-        peak = max(1, (self.high - offset).max(), (offset - self.low).max())
-        return (weight / peak).astype(np.float32), offset.astype(np.float32)
+# %% ../nbs/02_audio.ipynb #a0d1001d
+def mono_mix(tally: Tally,
+             rate: int,  # Hz
+            ) -> tuple:  # (weight of each channel, offset of each channel), float32
+    "The mono mix: (samples - offset) @ weight."
+    mean = tally.total / tally.n
+    cov = tally.products / tally.n - np.outer(mean, mean)
+    power = cov.diagonal().clip(0)
+    tone = np.sqrt(2 * power) / (np.pi * 20 * tally.n / rate)  # the mean that half a period of 20 Hz can leave
+    offset = np.where((abs(mean) > tone) & tally.constant(mean), mean, 0)
+    turned = np.where(cov[power.argmax()] < 0, -1., 1.)
+    added = max(turned @ cov @ turned, power.max())  # by its proof; rounding must not break it
+    weight = turned * np.sqrt(power.max() / added) if added > 0 else np.full(len(mean), 1 / len(mean))
+    peak = max(1, (tally.high - offset).max(), (offset - tally.low).max())
+    return (weight / peak).astype(np.float32), offset.astype(np.float32)
 
 # %% ../nbs/02_audio.ipynb #a0d1001f
 @dataclass(frozen=True)
@@ -237,6 +240,7 @@ def count(reader: Reader, path: Path) -> tuple[Tally, tuple | None]:  # the tabl
     if not tally: raise CarganError(f"sound file {path} holds no samples; write it again")
     return tally, kept and tuple(kept)
 
+# %% ../nbs/02_audio.ipynb #459ef584
 def open_sound(path: str | Path,  # WAV, FLAC, OGG, MP3, M4A, Opus, WebM, AAC, a film; whatever libsndfile or FFmpeg read
               ) -> Sound:
     "Read a sound file once; warns if its end is missing, raises `CarganError` if it is missing, a folder, empty, no sound or not finite."
@@ -251,7 +255,7 @@ def open_sound(path: str | Path,  # WAV, FLAC, OGG, MP3, M4A, Opus, WebM, AAC, a
         why = str(getattr(e, "error_string", None) or getattr(e, "strerror", None) or e).rstrip(".")
         raise CarganError(f"cannot read {path} as sound ({why}); give a WAV, FLAC, OGG, MP3 or M4A file, or a film with sound") from None
     if note := what_is_wrong(tally.n, reader): warnings.warn(f"sound file {path}: {note}", stacklevel=2)
-    return Sound(path, reader.rate, tally.n, *tally.mix(reader.rate), reader.late, note, kept)
+    return Sound(path, reader.rate, tally.n, *mono_mix(tally, reader.rate), reader.late, note, kept)
 
 # %% ../nbs/02_audio.ipynb #a0d10023
 def resampled(blocks,  # mono float32, in pieces
@@ -277,6 +281,7 @@ def stream(audio: Sound | str | Path,  # an opened sound, or a path
         if len(x): some = True; yield x
     if not some: raise CarganError(f"sound file {sound.path} is shorter than one sample at {sample_rate} Hz; give a longer one")
 
+# %% ../nbs/02_audio.ipynb #26056f7a
 def load_audio(path: Sound | str | Path,  # an opened sound, or a path
                sample_rate: int = 44100,  # Hz of the result
               ) -> np.ndarray:  # samples, float32, mono
@@ -298,5 +303,5 @@ def to_mono(wave,  # samples, or channels x samples; any float or integer type
     wave = np.atleast_2d(wave).astype(np.float32).T
     tally = Tally(wave.shape[1])
     tally.add(wave)
-    weight, offset = tally.mix(sample_rate)
+    weight, offset = mono_mix(tally, sample_rate)
     return np.concatenate(list(resampled([(wave - offset) @ weight], sample_rate, target)))

@@ -61,6 +61,7 @@ def released(cfg: CARGANTrain) -> CARGANTrain:
     for change in TRICKS.values(): cfg = change(cfg)
     return cfg
 
+# %% ../nbs/28_cascade.ipynb #97530d37
 ABLATIONS = {
     "A": with_model(attention="none"),
     "B": lambda cfg: replace(cfg, loss=replace(cfg.loss, lambda_cls=0.)),
@@ -109,6 +110,7 @@ def recording_folds(recording: np.ndarray,  # n names
             raise CarganError(f"{INSTRUMENTS[c]} has one training recording, and labels heard out of fold need two; give more recordings")
     return np.array([place[name] for name in recording])
 
+# %% ../nbs/28_cascade.ipynb #6cadbbad
 def hear_out_of_fold(cfg: AudioClassifierConfig,
                      pairs: Pairs,
                      folds: int = 3,
@@ -157,6 +159,7 @@ def check_data(cfg: CARGANTrain, pairs: Pairs):
     idx = np.asarray(pairs.train_idx)
     recording_folds(np.asarray(pairs.bundle.recording)[idx], np.asarray(pairs.bundle.label)[idx])
 
+# %% ../nbs/28_cascade.ipynb #ad81cf9c
 def make_model(cfg: CARGANTrain, folder: Path) -> CARGAN:
     "The cascade around the C of a run."
     return CARGAN(cfg.model, fold_batch_norms(load_classifier(folder/"classifier.safetensors")))

@@ -50,6 +50,10 @@ COMMANDS = {
     "reproduce": Command("train and score every row of the paper's tables, with several seeds; print the tables",
                          "cargan reproduce --only models", "cargan.reproduce", "ReproduceConfig", "reproduce",
                          "the same command goes on where it stopped", "evaluate"),
+}
+
+# %% ../nbs/62_cli.ipynb #474bc48d
+COMMANDS |= {
     "hear": Command("say what sound files hold: instrument, note, loudness, and how sure that is",
                     "cargan hear --out heard.json note.wav", "cargan.heard", "HearConfig", "hear"),
     "generate": Command("turn sound files into pictures and films; nothing has to be trained for it",
@@ -138,7 +142,8 @@ def said(argv: list,  # words
          default: str = None,
         ) -> str | None:
     "The value that an option is given, the last one if it is given several times."
-    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    words = []
+    for word in argv: words += word.split("=", 1) if word.startswith("--") else [word]
     return next((b for a, b in zip(words[-2::-1], words[:0:-1]) if a == option), default)
 
 def differences(one, other) -> dict:  # dotted name -> value in `other`
@@ -151,7 +156,8 @@ def differences(one, other) -> dict:  # dotted name -> value in `other`
 def variants_help(method, preset: str) -> str:
     "What each variant of a method changes."
     start = method.presets[preset]
-    says = {name: ", ".join(f"{k} {v}" for k, v in differences(start, change(start)).items()) for name, change in method.variants.items()}
+    def says_of(change): return ", ".join(f"{k} {v}" for k, v in differences(start, change(start)).items())
+    says = {name: says_of(change) for name, change in method.variants.items()}
     return "a named change of the preset. " + "; ".join(f"{name}: {text or 'as the preset'}" for name, text in says.items())
 
 # %% ../nbs/62_cli.ipynb #db8eadff
@@ -169,6 +175,7 @@ the same --out, a run goes on from its last checkpoint; a finished one says so.
   cargan train --method cmcgan --help
   accelerate launch --multi_gpu --num_processes 4 -m cargan.cli train --preset paper --data DATA --out RUN --precision bf16"""
 
+# %% ../nbs/62_cli.ipynb #65a6a671
 def choose(argv: list) -> tuple:  # (name of the method, the method, name of the preset, name of the variant or None)
     "What is to be trained; raises `CarganError` for a name that there isn't."
     from cargan.core import CarganError
@@ -219,7 +226,6 @@ def info(cfg: InfoConfig):
     width = max(map(len, facts))
     print("\n".join(f"{k:<{width}}  {v}" for k, v in facts.items()))
 
-# %% ../nbs/62_cli.ipynb #d435a6cd
 def describe(path: str | Path) -> dict:  # fact -> value
     "What a path holds; raises `CarganError` if it is damaged or none of ours."
     from cargan.core import CarganError
@@ -326,6 +332,7 @@ def describe_weights(path: Path) -> dict:
     report = meta.get("report")
     return facts | ({"accuracy": report["accuracy"]} if isinstance(report, dict) and "accuracy" in report else {})
 
+# %% ../nbs/62_cli.ipynb #1c7312de
 def describe_sound(path: Path) -> dict:  # nothing if it is no sound and isn't called one
     "Length and level of a sound file, as the network would get it."
     from cargan.audio import SUFFIXES, open_sound, stream

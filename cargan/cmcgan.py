@@ -57,7 +57,6 @@ def halvings(channels: int,  # of the input
     wide = halving_widths(base, size, 4)
     return nn.Sequential(*(down_block(i, o, norm=k > 0) for k, (i, o) in enumerate(zip([channels, *wide], wide))))
 
-# %% ../nbs/31_cmcgan.ipynb #7b52009c
 class Encoder(nn.Module):
     "EA or EV: a sound or a picture becomes a feature."
     def __init__(self, channels: int,  # of the input: 1 for a sound, 3 for a picture

@@ -155,7 +155,8 @@ def read_json(path: str | Path,  # `.json` file
     path = existing_file(path, what)
     try: obj = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as e: raise CarganError(f"{what} {path} is not readable as JSON ({e}); write it again") from None
-    if not isinstance(obj, dict): raise CarganError(f"{what} {path} holds a {type(obj).__name__} instead of names and values; write it again")
+    if not isinstance(obj, dict):
+        raise CarganError(f"{what} {path} holds a {type(obj).__name__} instead of names and values; write it again")
     return obj
 
 # %% ../nbs/01_core.ipynb #472b07b9
@@ -234,6 +235,7 @@ def show_images(rows,  # rows of pictures: each H x W x 3 uint8, or 3 x H x W in
     for ax, name in zip(axs[:, 0], row_names or []): ax.set_ylabel(name, fontsize=8)
     return fig
 
+# %% ../nbs/01_core.ipynb #e0ef2052
 def save_figure(fig,  # a matplotlib figure
                 path: str | Path,  # `.png`
                 dpi: int = 120,

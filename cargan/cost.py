@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CPU_ATTENTION', 'FORMULAS', 'HASTY', 'n_bytes', 'flops_of', 'tensors_in', 'written_by', 'StepMeter', 'random_pairs',
            'hasty', 'random_parts', 'decides', 'without_numbers', 'make_once', 'random_batch', 'random_players',
-           'fake_players', 'StepCost', 'step_cost', 'step_flops', 'parameters', 'count_step']
+           'fake_players', 'StepCost', 'step_cost', 'step_flops', 'parameters', 'tensors_of', 'count_step']
 
 # %% ../nbs/39_cost.ipynb #18ba086b
 import copy, io, shutil, tempfile, time, weakref
@@ -26,7 +26,7 @@ from .bundle import Bundle
 from .core import INSTRUMENTS, CarganError
 from .hearing import find_ear
 from .lms import LMSConfig
-from .methods import Pairs, Players, TrainConfig, find_method
+from .methods import Pairs, Players, TrainConfig, find_method, trainable
 from .training import check_config, make_accelerator, make_players
 
 # %% ../nbs/39_cost.ipynb #f847fc81
@@ -168,7 +168,7 @@ def fake_players(cfg: TrainConfig,
     with numberless:
         rivals = {k: v.train() for k, v in find_method(cfg.method).make_rivals(cfg).items()}
         sides = dict(G=model.networks.values(), D=rivals.values())
-        weights = {side: [q for net in nets for q in net.parameters() if q.requires_grad] for side, nets in sides.items()}
+        weights = {side: trainable(*nets) for side, nets in sides.items()}
         plain = {side: torch.optim.SGD(w) for side, w in weights.items() if w}  # keeps nothing: Adam is added by hand
         return Players(cfg, make_accelerator(cfg), model, rivals, plain)
 
@@ -212,6 +212,13 @@ def parameters(p: Players) -> dict:  # name -> how many
     parts = count(p.model.parameters()) - sum(names[k] for k in p.model.networks)
     return names | (dict(parts=parts) if parts else {})
 
+# %% ../nbs/39_cost.ipynb #28ea779e
+def tensors_of(*nets: nn.Module) -> list:
+    "The weights and buffers of some networks."
+    found = []
+    for net in nets: found += [*net.parameters(), *net.buffers()]
+    return found
+
 # %% ../nbs/39_cost.ipynb #28ea779f
 @lru_cache(64)
 def count_step(cfg: TrainConfig, folder: Path | None) -> StepCost:
@@ -219,10 +226,10 @@ def count_step(cfg: TrainConfig, folder: Path | None) -> StepCost:
     p, meter = fake_players(cfg, numberless := FakeTensorMode(), folder), StepMeter()
     with numberless:
         batch = random_batch(cfg, p.model, cfg.batch_size, make_once(decides(cfg), folder)[1])
-        tensors = [t for net in (p.model, *p.rivals.values()) for t in (*net.parameters(), *net.buffers())]
+        tensors = tensors_of(p.model, *p.rivals.values())
         meter.watch(*tensors); weights = meter.alive
         with meter: _ = find_method(cfg.method).step(p, batch) if p.optimisers else None
-    drawing = [t for net in p.model.networks.values() for t in (*net.parameters(), *net.buffers())]
+    drawing = tensors_of(*p.model.networks.values())
     learn, average = n_bytes(q for q in tensors if q.requires_grad), n_bytes(drawing) if cfg.ema else 0
     curve = np.array([weights, *(r["alive"] for r in meter.rows)]) + 2 * learn + average
     backward = next((i for i, r in enumerate(meter.rows) if r["op"].endswith("backward")), 0)

@@ -8,6 +8,7 @@ __all__ = ['split_recordings', 'one_per_instrument', 'check_usual_recipe', 'fing
 
 # %% ../nbs/17_data.ipynb #77de68da
 import os, tempfile, zlib
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,8 @@ def split_recordings(bundle: Bundle,
     if bundle.split is not None and len(np.unique(bundle.split)) == 2:
         return np.flatnonzero(bundle.split == "train"), np.flatnonzero(bundle.split == "validation")
     if len(np.unique(bundle.recording)) == len(bundle) > len(np.unique(bundle.label)):
-        print("recordings cannot be told apart by the names of the pairs: holding out random pairs; near-duplicates may stand on both sides")
+        print("recordings cannot be told apart by the names of the pairs: holding out random pairs; "
+              "near-duplicates may stand on both sides")
     rng, held = np.random.default_rng(seed), set()
     for c in np.unique(bundle.label):
         names = np.unique(bundle.recording[bundle.label == c])
@@ -50,13 +52,14 @@ def check_usual_recipe(b: Bundle, where: str | Path) -> Bundle:  # the same bund
     "Raises `CarganError` unless its sounds are log-mel spectrograms by the default recipe, which training and generating use."
     usual = LMSConfig()
     if b.lms_db.shape[1:] != (usual.n_mels, usual.frames) or b.recipe not in ("", recipe_of(usual)):
-        raise CarganError(f"{where} was made with another log-mel recipe than the one networks are trained on; prepare it without --lms options")
+        raise CarganError(f"{where} was made with another log-mel recipe than the one networks are trained on; "
+                          "prepare it without --lms options")
     return b
 
 def fingerprint(bundle: Bundle) -> str:  # such as "4680-1f0c2b9a"
     "A short name for the pairs of a bundle and the split they came with."
     parts = (bundle.pair_id, bundle.label, [] if bundle.split is None else bundle.split)
-    names = (str(v) for part in parts for v in part)
+    names = map(str, chain(*parts))
     return f"{len(bundle)}-{zlib.crc32('|'.join(names).encode()):08x}"
 
 def name_of(bundle: Bundle) -> str:  # such as "4680-1f0c2b9a-0d8e71c3"

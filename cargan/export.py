@@ -126,7 +126,7 @@ class FromSamples(nn.Module):
         self.heard = None if ear is None else Probabilities(ear, lms)
         self.names = self.draw is not None and "label" in self.draw.inputs  # must the ear name the instrument?
         if self.names and ear is None: raise CarganError("this model wants a label, and nobody listens; give an ear")
-        self.outputs = tuple(name for net in (self.draw, self.heard) if net is not None for name in net.outputs)
+        self.outputs = sum((net.outputs for net in (self.draw, self.heard) if net is not None), ())
         self.to(device_of(ear if model is None else model)).eval()
 
     def forward(self, samples):  # B x samples, in [-1, 1] -> pictures as `FromDecibels` has them, then what the ear has to say
@@ -232,7 +232,7 @@ def open_session(path: str | Path,  # `.onnx` file
     try: session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as e:  # onnxruntime has a dozen kinds, without a common parent
         raise CarganError(f"ONNX file {path} is damaged, or not ONNX ({type(e).__name__}); export or copy it again") from None
-    takes, gives = ([x.name for x in side] for side in (session.get_inputs(), session.get_outputs()))
+    takes, gives = [x.name for x in session.get_inputs()], [x.name for x in session.get_outputs()]
     if "cargan" not in session.get_modelmeta().custom_metadata_map or takes not in TAKES or "fine" not in gives:
         raise CarganError(f"ONNX file {path} is not one of ours; make one with: cargan export --run RUN --out {path.name}")
     return session
@@ -317,6 +317,7 @@ def difference(net: nn.Module,  # `FromDecibels` or `FromSamples`
     inputs = example(net, 3)
     return max(float(abs(a.numpy() - b).max()) for a, b in zip(net(*inputs), file(*inputs)))
 
+# %% ../nbs/61_export.ipynb #d386164d
 def export_run(cfg: ExportConfig) -> Path:  # the file
     "A run or an ear as an ONNX file; raises `CarganError` before anything is written if the run or the name is bad."
     out = Path(cfg.out)

@@ -6,7 +6,7 @@
 __all__ = ['Held', 'follows_share', 'factor_scores', 'alternatives', 'nearer', 'nearer_by_reading', 'nearer_by_pixels',
            'two_alternatives', 'label_score', 'hearing_score', 'score_following', 'mean_pictures_of',
            'nearest_by_sound', 'next_windows', 'half_later', 'imagined', 'hear', 'sweep_factors', 'render_window',
-           'sweep_scores', 'sweep_table', 'sweep_sounds', 'sweep_drawings', 'show_sweep', 'show_following']
+           'sweep_scores', 'sweep_table', 'sweep_of', 'sweep_sounds', 'sweep_drawings', 'show_sweep', 'show_following']
 
 # %% ../nbs/42_following.ipynb #36419f22
 from dataclasses import dataclass, replace
@@ -18,11 +18,11 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .core import INSTRUMENTS, CarganError, show_images, to_uint8
 from .data import PairDataset
-from .listening import r_squared, real_pictures
+from .listening import join_parts, r_squared, real_pictures
 from .lms import log_mel
 from .methods import device_of
 from .metrics import bootstrap, macro_accuracy, nearest
@@ -209,7 +209,7 @@ def imagined(model: nn.Module,  # with `imagine`, in evaluation mode
         sound = [torch.as_tensor(np.asarray(lms_db[part], np.float32)).to(device)] if looks else []
         drawn = model.imagine(type(told)(*(x[part].to(device) for x in told)), *sound)
         rows.append({stage: torch.from_numpy(to_uint8(x)).movedim(-1, 1) for stage, x in drawn.items()})
-    return {stage: torch.cat([row[stage] for row in rows]) for stage in model.stages}
+    return join_parts(rows, model.stages)
 
 @torch.no_grad()
 def hear(model: nn.Module,  # with `listen`, in evaluation mode
@@ -270,13 +270,19 @@ def sweep_table(sweep: list,  # from `sweep_factors`, of several instruments
     return pd.DataFrame(rows).groupby(["source", "moved"], sort=False).mean()
 
 # %% ../nbs/42_following.ipynb #0a51c595
+def sweep_of(players: tuple) -> list:  # of (what was moved, `Factors`); players: (instrument, numbers of its performers) each
+    "The sweeps of several instruments, one after the other."
+    sweep = []
+    for name, who in players: sweep += sweep_factors(name, who)
+    return sweep
+
 @lru_cache(maxsize=2)
 def sweep_sounds(players: tuple,  # of (instrument, numbers of the performers who are in the data)
                 ) -> tuple:  # (list of (what was moved, `Factors`), n x 128 x 44 dB); None where nothing can be rendered
     "Sweeps of all instruments; needs the packages that render."
     try: midi_renderer()
     except CarganError: return None
-    sweep = [moved for name, who in players for moved in sweep_factors(name, who)]
+    sweep = sweep_of(players)
     return sweep, log_mel(np.stack([render_window(f) for _, f in tqdm(sweep, desc="sweep", leave=False)]))
 
 @lru_cache(maxsize=2)
@@ -284,8 +290,7 @@ def sweep_drawings(players: tuple,  # as for `sweep_sounds`
                    size: int,  # pixels
                   ) -> torch.Tensor:  # n x 3 x size x size, uint8
     "The real drawings of the same factors."
-    sweep = [f for name, who in players for _, f in sweep_factors(name, who)]
-    img = np.stack([draw_scene(f, size) for f in tqdm(sweep, desc="sweep, real drawings", leave=False)])
+    img = np.stack([draw_scene(f, size) for _, f in tqdm(sweep_of(players), desc="sweep, real drawings", leave=False)])
     return torch.from_numpy(img).movedim(-1, 1)
 
 # %% ../nbs/42_following.ipynb #cac3575b

@@ -184,6 +184,7 @@ class Recording:
     hop: float = 0.5  # seconds from one window to the next
     players: np.ndarray | None = None  # 13 numbers: who is heard to play each instrument, -1: not known; None: nobody asked
 
+# %% ../nbs/58_heard.ipynb #58d0003c
 def hear_windows(ear: nn.Module,  # as `load_audio_classifier` gives it
                  windows,  # of lms.samples each, as they come
                  lms: LMSConfig = LMSConfig(),

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['LAB', 'PRESETS', 'AS_CARGAN', 'VARIANTS', 'METHOD', 'ListenerConfig', 'Planes', 'channels', 'Modulated', 'Code',
-           'Decoder', 'Mender', 'Drawn', 'Cascade', 'Listener', 'decide_all', 'imagine', 'truth_of', 'with_factors',
-           'groups_of_looks', 'players', 'ListenerLoss', 'ListenerTrain', 'spread_of', 'others', 'read_ear',
-           'what_is_told', 'make_parts', 'file_hash', 'text_hash', 'as_told', 'make_model', 'extras', 'Referee',
-           'weights_of', 'weighted_l1', 'shaken', 'update_G', 'only', 'update_D', 'step', 'with_model', 'with_loss',
-           'check_networks', 'check', 'check_own_ear', 'check_data', 'make_rivals', 'save_listener', 'load_listener',
-           'read_who']
+           'Decoder', 'Mender', 'Drawn', 'Cascade', 'EaredCascade', 'Listener', 'decide_all', 'imagine', 'truth_of',
+           'with_factors', 'groups_of_looks', 'players', 'ListenerLoss', 'ListenerTrain', 'spread_of', 'others',
+           'read_ear', 'what_is_told', 'make_parts', 'file_hash', 'text_hash', 'as_told', 'make_model', 'extras',
+           'Referee', 'weights_of', 'weighted_l1', 'shaken', 'only', 'update_G', 'update_D', 'step', 'with_model',
+           'with_loss', 'check_networks', 'check', 'check_own_ear', 'check_data', 'make_rivals', 'save_listener',
+           'read_who', 'load_listener']
 
 # %% ../nbs/51_listener.ipynb #9c1daf49
 import hashlib, math
@@ -49,7 +49,6 @@ class ListenerConfig:
     looks: int = 3  # players of an instrument where the data name nobody: groups of similar pictures; 0: none
     d_base: int = 16  # channels after D's first convolution
 
-# %% ../nbs/51_listener.ipynb #d3d205ab
 class Planes(nn.Module):
     "The smallest form of both stages: CAR-GAN's U-Net over a picture (for stage I the log-mel), with what is told on its planes."
     def __init__(self, cfg: ListenerConfig,
@@ -67,7 +66,6 @@ def channels(cfg: ListenerConfig, side: int) -> int:  # side: of the grid, pixel
     "How many channels a grid of that side has."
     return max(2, cfg.base // 8, min(cfg.base, 12 * cfg.base // side))
 
-# %% ../nbs/51_listener.ipynb #73a22511
 class Modulated(nn.Module):
     "A convolution whose channels are normalised, then multiplied and shifted as the code says."
     def __init__(self, i: int, o: int, code: int):  # channels in and out, numbers of the code
@@ -164,9 +162,8 @@ class Cascade(nn.Module):
         return Drawn(coarse, self.G2(coarse, residue), residue, said)
 
 # %% ../nbs/51_listener.ipynb #69c407fa
-class Listener(Cascade):
-    "The cascade with an ear: sounds in, pictures out."
-    lms, label = "raw", "none"
+class EaredCascade(Cascade):
+    "The cascade with an ear and the head that tells players apart; both are frozen, as the eye is."
     def __init__(self, cfg: ListenerConfig,
                  eye: Eye,
                  ear: nn.Module,  # knows instrument, note and loudness; gets frozen
@@ -179,18 +176,23 @@ class Listener(Cascade):
         self.register_buffer("first_player", torch.tensor(first), persistent=False)
         self.register_buffer("hands", None, persistent=False)  # weights of the pixels, in training only
 
+    def train(self, mode: bool = True):  # what is frozen never leaves evaluation mode
+        super().train(mode)
+        for net in (self.ear, self.C, self.who):
+            if net is not None: net.eval()
+        return self
+
+# %% ../nbs/51_listener.ipynb #4d1f70b6
+class Listener(EaredCascade):
+    "The cascade with an ear: sounds in, pictures out."
+    lms, label = "raw", "none"
+
     @property
     def size(self) -> int: return self.cfg.size  # pixels of a side
     @property
     def stages(self) -> tuple: return ("coarse", "fine") if self.G2 is not None else ("fine",)
     @property
     def networks(self) -> dict: return dict(G1=self.G1) | (dict(G2=self.G2) if self.G2 is not None else {})
-
-    def train(self, mode: bool = True):  # what is frozen never leaves evaluation mode
-        super().train(mode)
-        for net in (self.ear, self.C, self.who):
-            if net is not None: net.eval()
-        return self
 
     def listen(self, lms_db) -> Told: return decide_all(self, lms_db)  # B x 128 x 44, dB
     def imagine(self, told: Told, lms_db=None) -> dict: return imagine(self, told, lms_db)  # stage -> B x 3 x S x S
@@ -207,7 +209,6 @@ def decide_all(model: Listener, lms_db: torch.Tensor) -> Told:  # B x 128 x 44, 
     known = chances.isfinite().any(1)
     return told._replace(who=torch.where(known, chances.nan_to_num(neginf=-1e9).argmax(1), -1))
 
-# %% ../nbs/51_listener.ipynb #0b5235a1
 def imagine(model: Listener, told: Told,
             lms_db=None,  # B x 128 x 44, dB: only a U-Net over the log-mel wants it
            ) -> dict:  # stage -> B x 3 x S x S, in [-1, 1]
@@ -225,7 +226,8 @@ def truth_of(model: Listener, bundle, idx: np.ndarray) -> Told:  # idx: position
     "The true factors of some pairs, as far as the data know them; what is heard, where they don't."
     idx, device = np.asarray(idx), model.first_player.device
     lms_db = torch.as_tensor(np.asarray(bundle.lms_db[idx], np.float32)).to(device)
-    with torch.no_grad(): heard = Told(*(torch.cat(parts) for parts in zip(*(model.listen(part) for part in lms_db.split(256)))))
+    with torch.no_grad(): parts = [model.listen(part) for part in lms_db.split(256)]
+    heard = Told(*map(torch.cat, zip(*parts)))
     return with_factors(heard, bundle, idx, people_of(bundle)[idx], model.people)
 
 # %% ../nbs/51_listener.ipynb #8e0ec471
@@ -266,7 +268,6 @@ def groups_of_looks(dataset: PairDataset,
         names[here] = [f"look {j}" for j in vq(small[here].astype(np.float64), centers)[0]]
     return names
 
-# %% ../nbs/51_listener.ipynb #c0e4b832
 def players(dataset: PairDataset, train_idx: np.ndarray, looks: int) -> np.ndarray | None:  # a name for each pair; None: nobody is known
     "Who plays in each pair: as the data say, else by looks."
     if can_tell_people(dataset.bundle, train_idx): return people_of(dataset.bundle)
@@ -282,7 +283,6 @@ class ListenerLoss:
     late: float = 0.7  # share of the run before eye and D have a say
     wrong: Literal["same", "other"] = "same"  # D's wrong pairs: another window of the same player, or of another instrument
 
-# %% ../nbs/51_listener.ipynb #01ef0f65
 @dataclass(frozen=True)
 class ListenerTrain(TrainConfig):
     "One training run of the listener. Defaults: 256 px, for GPUs."
@@ -331,7 +331,6 @@ def read_ear(cfg: ListenerTrain):
                           "train with --ear shipped")
     return ear
 
-# %% ../nbs/51_listener.ipynb #30760b00
 def what_is_told(cfg: ListenerTrain, pairs: Pairs, ear, who: Who | None, names) -> Told:  # for every pair of the bundle
     "What each pair is told in training: what the data know, or what is heard."
     model = Listener(replace(cfg.model, size=32, stages=1, base=8), Eye(EyeConfig()), ear, who)
@@ -422,6 +421,10 @@ def shaken(img: torch.Tensor,  # B x 3 x S x S
     theta[:, :, 2] = noise.to(img).clamp(-2, 2) * 2 / img.shape[-1]
     return F.grid_sample(img, F.affine_grid(theta, img.shape, align_corners=False), padding_mode="border", align_corners=False)
 
+def only(said: dict, heads: tuple) -> dict:
+    "What an eye says, of some heads only."
+    return {k: v for k, v in said.items() if k in heads}
+
 # %% ../nbs/51_listener.ipynb #740f99a4
 def update_G(p: Players, batch: dict, told: Told, late: bool) -> tuple:  # (what was drawn, named losses)
     "One step of both generators."
@@ -443,11 +446,6 @@ def update_G(p: Players, batch: dict, told: Told, late: bool) -> tuple:  # (what
         descend(p, losses["G"], "G")
     return out, losses
 
-# %% ../nbs/51_listener.ipynb #f3006b29
-def only(said: dict, heads: tuple) -> dict:
-    "What an eye says, of some heads only."
-    return {k: v for k, v in said.items() if k in heads}
-
 # %% ../nbs/51_listener.ipynb #8e6558e5
 def update_D(p: Players, batch: dict, told: Told, out: Drawn, late: bool) -> dict:  # named losses
     "One step of D: real; drawn; real beside something else that is told."
@@ -460,7 +458,6 @@ def update_D(p: Players, batch: dict, told: Told, out: Drawn, late: bool) -> dic
     descend(p, losses["D"], "D")
     return losses
 
-# %% ../nbs/51_listener.ipynb #17dbde0d
 def step(p: Players, batch: dict) -> dict:  # named losses
     "One batch: G, then D."
     told, late = as_told(batch["told"]), p.done >= p.cfg.loss.late
@@ -520,7 +517,6 @@ def check_data(cfg: ListenerTrain, pairs: Pairs):
     if cfg.ear == "own" and not cfg.audio.other_windows and not {"pitch", "loudness"} <= set(pairs.bundle.factors):
         raise CarganError(f"{cfg.data} knows no notes, so an ear of its own cannot learn them; train with --ear shipped")
 
-# %% ../nbs/51_listener.ipynb #1a5db821
 def make_rivals(cfg: ListenerTrain) -> dict: return dict(D=Referee(cfg.model)) if cfg.loss.lambda_gan else {}
 
 METHOD = Method(config=ListenerTrain, presets=PRESETS, make_model=make_model, step=step, make_rivals=make_rivals, make_parts=make_parts,
@@ -533,6 +529,14 @@ def save_listener(folder: str | Path, model: Listener):
     parts = dict(model=model.cfg, eye=model.C.cfg, ear=model.ear.cfg) | (dict(who=model.who.cfg) if model.who else {})
     save_weights(folder/"model.safetensors", {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()})
     write_json(folder/"config.json", dict(kind="Listener", **{k: plain(v) for k, v in parts.items()}))
+
+def read_who(values: dict) -> WhoConfig:
+    "The players of a stored listener."
+    try:
+        people = tuple((range(len(INSTRUMENTS))[int(k)], str(name)) for k, name in values["people"])
+        return WhoConfig(**values | dict(people=people))
+    except (KeyError, TypeError, ValueError, IndexError):
+        raise CarganError("the players in config.json are damaged; copy the folder anew") from None
 
 # %% ../nbs/51_listener.ipynb #35b97775
 def load_listener(folder: str | Path) -> Listener:  # in evaluation mode
@@ -549,12 +553,3 @@ def load_listener(folder: str | Path) -> Listener:  # in evaluation mode
     try: model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
     except RuntimeError: raise CarganError(f"{folder/'model.safetensors'} does not fit {folder/'config.json'}; copy both anew") from None
     return model.eval()
-
-# %% ../nbs/51_listener.ipynb #0857022b
-def read_who(values: dict) -> WhoConfig:
-    "The players of a stored listener."
-    try:
-        people = tuple((range(len(INSTRUMENTS))[int(k)], str(name)) for k, name in values["people"])
-        return WhoConfig(**values | dict(people=people))
-    except (KeyError, TypeError, ValueError, IndexError):
-        raise CarganError("the players in config.json are damaged; copy the folder anew") from None

@@ -43,6 +43,7 @@ class LMSConfig:
     @property
     def frames(self) -> int: return self.samples // self.hop + 1  # columns of one clip: 44
 
+# %% ../nbs/10_lms.ipynb #b5963fe2
 def check_recipe(cfg: LMSConfig):
     "Raise `CarganError` for a recipe that cannot be followed."
     if not (cfg.sample_rate > 0 and cfg.n_fft >= 16 and 0 < cfg.hop <= cfg.n_fft and cfg.n_mels > 0 and cfg.amin > 0):
@@ -141,7 +142,8 @@ def show_pipeline(wave,  # samples, mono
     t, look = len(wave) / cfg.sample_rate, dict(origin="lower", aspect="auto", cmap="magma")
     axs[0].plot(np.arange(len(wave)) / cfg.sample_rate, wave, lw=.3)
     axs[0].set(title="waveform", ylabel=title)
-    axs[1].imshow(10 * power.clamp(min=cfg.amin).log10(), vmin=cfg.db_min, vmax=cfg.db_max, extent=(0, t, 0, cfg.sample_rate / 2000), **look)
+    decibels, where = 10 * power.clamp(min=cfg.amin).log10(), (0, t, 0, cfg.sample_rate / 2000)
+    axs[1].imshow(decibels, vmin=cfg.db_min, vmax=cfg.db_max, extent=where, **look)
     axs[1].set(title="STFT, dB", ylabel="kHz")
     axs[2].imshow(bank @ power[lo:hi], extent=(0, t, 0, cfg.n_mels), **look)
     axs[2].set(title="mel, power", ylabel="mel band")
@@ -168,6 +170,7 @@ def stream_windows(blocks,  # samples, mono, in pieces of any size
         rest = held[max(0, round(count * hop) - start):]
         yield np.pad(rest, (0, n - len(rest)))
 
+# %% ../nbs/10_lms.ipynb #4e4e413a
 def cut_windows(wave: np.ndarray,  # samples, mono
                 cfg: LMSConfig = LMSConfig(),  # the recipe: its clip length is the window
                 hop_seconds: float = None,  # from one window to the next; None: windows side by side
@@ -256,7 +259,8 @@ def jet_to_values(rgb: np.ndarray,  # ... x 3 uint8, a jet picture or several
                  ) -> np.ndarray:  # ... float32 in [0, 1]
     "Each pixel's place on the jet scale, by the nearest colour; each distinct colour is searched once."
     rgb = np.asarray(rgb)
-    if rgb.dtype != np.uint8 or not rgb.ndim or rgb.shape[-1] != 3: raise CarganError(f"expected uint8 H x W x 3; got {rgb.dtype} {rgb.shape}")
+    if rgb.dtype != np.uint8 or not rgb.ndim or rgb.shape[-1] != 3:
+        raise CarganError(f"expected uint8 H x W x 3; got {rgb.dtype} {rgb.shape}")
     packed, where = np.unique(rgb.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32), return_inverse=True)
     tree, values = jet_tree()
     nearest = tree.query(np.stack([packed >> 16, packed >> 8 & 255, packed & 255], -1).astype(np.float64))[1]
@@ -291,7 +295,8 @@ def input_to_lms(x,  # B x 1 x size x size, in [-1, 1]; what lies outside is cli
                 ) -> torch.Tensor:  # B x n_mels x frames, dB
     "The way back from `lms_to_input`, up to what the resizing blurred."
     x = as_float(x)
-    if x.ndim != 4 or x.shape[1] != 1: raise CarganError(f"expected a batch B x 1 x size x size of log-mel pictures; got shape {tuple(x.shape)}")
+    if x.ndim != 4 or x.shape[1] != 1:
+        raise CarganError(f"expected a batch B x 1 x size x size of log-mel pictures; got shape {tuple(x.shape)}")
     x = F.interpolate(x, (cfg.n_mels, cfg.frames), mode="bicubic", align_corners=False)  # loses less than bilinear (measured)
     return denormalize_lms(x[:, 0].clamp(-1, 1), cfg)
 

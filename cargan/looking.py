@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.fx.experimental.optimization import fuse
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .core import INSTRUMENTS, CarganError, existing_file, from_uint8, load_state, load_weights, needs, save_weights
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.fft import irfft, rfft
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .audio import load_audio
 from .core import INSTRUMENTS, CarganError, cores, existing_file
@@ -203,7 +203,8 @@ def play_recorded(files: dict,  # instrument -> {MIDI key: file}
 def notes_maker(folder: str) -> Maker:  # see `note_files`
     "Recorded notes as a maker: those instruments whose range they cover."
     files = note_files(Path(folder))
-    def far(i): return max(min(abs(key - k) for k in files[i]) for key in RANGES[i])
+    def off(i, key): return min(abs(key - k) for k in files[i])  # semitones to the nearest file
+    def far(i): return max(off(i, key) for key in RANGES[i])
     return Maker(str(folder), tuple(i for i in files if far(i) <= FAR), lambda rng, velocity: partial(play_recorded, files))
 
 # %% ../nbs/13_makers.ipynb #facade0f
@@ -364,14 +365,17 @@ def other_sounds(n: int,  # windows
                  progress: bool = False,  # show a bar
                 ) -> Lessons:  # n windows
     "Recordings of all instruments in turn; raises `CarganError` if nobody can play."
-    have = {i: [m for m in makers if i in instruments_of(m)] for i in INSTRUMENTS}
+    def who_play(i): return [m for m in makers if i in instruments_of(m)]
+    have = {i: who_play(i) for i in INSTRUMENTS}
     players, k = [i for i in INSTRUMENTS if have[i]], -(-n // cfg.windows)
     if not players: raise CarganError(f"makers {', '.join(map(str, makers)) or '(none)'} play no instrument in tune; give others")
-    jobs = [(i, take, have[i][take % len(have[i])]) for take in range(-(-k // len(players))) for i in players][:k]
+    turns = [(players[j % len(players)], j // len(players)) for j in range(k)]  # instrument, take
+    jobs = [(i, take, have[i][take % len(have[i])]) for i, take in turns]
     order = sorted(range(k), key=lambda j: (makers.index(jobs[j][2]), j))  # maker by maker: their SoundFonts are read once
     with ThreadPoolExecutor(workers or cores()) as pool:
         done = pool.map(lambda j: other_recording(*jobs[j], seed, cfg), order)
         done = dict(zip(order, tqdm(done, total=k, desc="other instruments", unit="phrase", disable=not progress or not k)))
     parts = [replace(done[j], recording=torch.full((cfg.windows,), j)) for j in range(k)]
     empty = Lessons(torch.empty(0, 128, 44).half(), *torch.empty(2, 0).long(), torch.empty(0), torch.empty(0).bool(), torch.empty(0).long())
-    return Lessons(*(torch.cat([getattr(h, f.name) for h in (empty, *parts)]) for f in fields(Lessons)))[:n]
+    def together(name): return torch.cat([getattr(h, name) for h in (empty, *parts)])
+    return Lessons(*(together(f.name) for f in fields(Lessons)))[:n]

@@ -31,7 +31,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 # %% ../nbs/40_metrics.ipynb #0ade7c2c
 def macro_accuracy(truth: np.ndarray,  # n class numbers
@@ -51,10 +51,11 @@ def bootstrap(statistic,  # row numbers -> a number
               seed: int = 0,
              ) -> tuple[float, float]:  # lower and upper end
     "An interval for a statistic of dependent rows."
-    rng, names = np.random.default_rng(seed), pd.Series(range(len(recording))).groupby([np.asarray(group), np.asarray(recording)]).indices
-    strata = [[rows for (g, _), rows in names.items() if g == stratum] for stratum in np.unique(group)]
-    draw = lambda: np.concatenate([s[i] for s in strata for i in rng.integers(len(s), size=len(s))])
-    values = [statistic(draw()) for _ in range(repeats)]
+    rng, strata = np.random.default_rng(seed), {g: [] for g in np.unique(group)}
+    names = pd.Series(range(len(recording))).groupby([np.asarray(group), np.asarray(recording)]).indices
+    for (g, _), rows in names.items(): strata[g].append(rows)
+    def draw_again(some): return [some[i] for i in rng.integers(len(some), size=len(some))]
+    values = [statistic(np.concatenate(sum(map(draw_again, strata.values()), []))) for _ in range(repeats)]
     return tuple(float(v) for v in np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2]))
 
 # %% ../nbs/40_metrics.ipynb #1574bddb
@@ -135,7 +136,9 @@ def inception_file(source: str | Path) -> Path:  # a file or "download"
     "Inception weights on disk; a download whose hash is wrong is refused."
     if str(source) != "download": return existing_file(source, "Inception weights")
     try: load_state_dict_from_url(URL_INCEPTION_V3, check_hash=True, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError) as e: raise CarganError(f"Inception weights could not be downloaded ({type(e).__name__}); give a local file, or do without") from None
+    except (OSError, RuntimeError) as e:
+        reason = f"Inception weights could not be downloaded ({type(e).__name__})"
+        raise CarganError(f"{reason}; give a local file, or do without") from None
     return Path(get_dir())/"checkpoints"/URL_INCEPTION_V3.rsplit("/", 1)[1]
 
 def load_inception(source: str | Path) -> tuple[FeatureExtractorBase, str]:  # extractor, name of its Fréchet distance
@@ -195,7 +198,8 @@ def distances(drawn: dict,  # from `features`
     prc = prc_features_to_metric(drawn["features"], real["features"], verbose=False)
     isc = isc_features_to_metric(drawn["logits"], splits=1)
     kid_name, is_name = ("KID", "IS") if name == "FID" else (f"KID-{net}", f"IS-{net}")
-    return {name: frechet_distance(drawn["features"], real["features"]), kid_name: kid["kernel_inception_distance_mean"], is_name: isc["inception_score_mean"],
+    return {name: frechet_distance(drawn["features"], real["features"]),
+            kid_name: kid["kernel_inception_distance_mean"], is_name: isc["inception_score_mean"],
             "precision": prc["precision"], "recall": prc["recall"], "n": len(drawn["features"]), "n_real": len(real["features"])}
 
 # %% ../nbs/40_metrics.ipynb #fb644351
@@ -215,8 +219,8 @@ def memorised(drawn: np.ndarray,  # distances to the nearest training picture, o
               real: np.ndarray,  # the same, of real test pictures
              ) -> dict:
     "Medians, and the share of drawn pictures that are nearer to a training picture than 95 % of the real test pictures are."
-    return dict(median_drawn=float(np.median(drawn)), median_real=float(np.median(real)), suspicious=float((drawn < np.quantile(real, 0.05)).mean()),
-                n=len(drawn))
+    suspicious = float((drawn < np.quantile(real, 0.05)).mean())
+    return dict(median_drawn=float(np.median(drawn)), median_real=float(np.median(real)), suspicious=suspicious, n=len(drawn))
 
 # %% ../nbs/40_metrics.ipynb #64e095fe
 def show_suspicious(drawn: torch.Tensor,  # N x 3 x S x S, uint8
@@ -228,4 +232,5 @@ def show_suspicious(drawn: torch.Tensor,  # N x 3 x S x S, uint8
     "The pairs of drawn and training picture that are nearest to each other."
     worst = np.argsort(distance)[:n]
     hwc = lambda img: list(img.movedim(1, -1).numpy())
-    return show_images([hwc(drawn[worst]), hwc(known[where[worst]])], ["drawn", "nearest\nin training"], [f"{distance[i]:.1f}" for i in worst], cell=1.6)
+    far = [f"{distance[i]:.1f}" for i in worst]
+    return show_images([hwc(drawn[worst]), hwc(known[where[worst]])], ["drawn", "nearest\nin training"], far, cell=1.6)

@@ -19,6 +19,7 @@ from .core import needs
 import re, time
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from itertools import chain, product
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,7 @@ import torch
 from filelock import FileLock, Timeout
 from PIL import Image
 
+# %% ../nbs/46_reproduce.ipynb #a083dd90
 with needs("evaluate", "cargan.reproduce"):
     import pandas as pd
 
@@ -132,6 +134,10 @@ COLUMNS = {  # column -> the places in metrics.json where it may stand
     "accuracy_paper_train": ["paper/training pairs/accuracy"], "accuracy_paper_test": ["paper/test pairs/accuracy"],
     "accuracy_rests_true": ["rest/accuracy_true_label"], "accuracy_rests_predicted": ["rest/accuracy_predicted_label"],
     "l1_rests_true": ["rest/l1_fine_true_label"],
+}
+
+# %% ../nbs/46_reproduce.ipynb #e3eb619c
+COLUMNS |= {
     "note_r2_true": [place.format("note_r2") for place in TOLD_TRUTH],
     "loudness_r2_true": [place.format("loudness_r2") for place in TOLD_TRUTH],
     "l1_coarse_true": ["l1_coarse_true_label"], "l1_fine_true": ["l1_fine_true_label"],
@@ -145,6 +151,8 @@ COLUMNS = {  # column -> the places in metrics.json where it may stand
     "attention_off_change": ["attention/switched_off/γ = 0/change"],
     "steps": ["steps"], "pictures": ["cost/pictures"], "flops": ["cost/flops_per_picture"], "seconds_evaluation": ["seconds"],
 }
+
+# %% ../nbs/46_reproduce.ipynb #35114dd8
 FIRST = ("data", "method", "model", "seed")  # what a line is about
 
 # %% ../nbs/46_reproduce.ipynb #c1456992
@@ -156,19 +164,7 @@ def line_of(row: Row, seed: int, data: str, metrics: dict) -> dict:  # column ->
 # %% ../nbs/46_reproduce.ipynb #e143cdf5
 @dataclass(frozen=True)
 class ReproduceConfig:
-    """Train and score every row of the tables, one after another; skip what is done; print the tables.
-
-    Leaves OUT/runs/DATA/ROW-seedK.json for each run, and from all of them OUT/DATA.csv; for the embedded data also
-    OUT/pictures/ROW-seedK.png, the same thirteen windows for every run, a line for each stage, the last one first.
-    Several of these commands may run side by side on one OUT and one WORK: each takes what no other has taken.
-
-      cargan reproduce
-      cargan reproduce --only models --seeds 0
-      cargan reproduce --only cargan-E listener --seeds 0 1
-      cargan reproduce --tables
-      cargan reproduce --dry-run --preset paper --tflops 200        (an H100 with bf16, if a fifth of its peak is reached)
-      cargan reproduce --data PAIRS.npz --name suburmp_pairs --only models baselines listener --seeds 0 --more-epochs 9
-      cargan reproduce --preset paper --data DATA --shard 3/8        (one job of eight)"""
+    "Train and score every row of the tables, one after another; skip what is done; print the tables."
     out: Path = Path("results")  # results: small, worth keeping
     work: Path = Path("runs/tables")  # data, parts and runs: large, can be made again
     data: Path | None = None  # a bundle; default: the embedded data, rendered into WORK once, with 22 test recordings an instrument
@@ -186,6 +182,21 @@ class ReproduceConfig:
     pairs: int | None = None  # training pairs that a dry run counts with; default: the data's, or 71,230 (Sub-URMP) for 'paper'
     tflops: float | None = None  # 10^12 FLOPs per second that a dry run counts with; default: measured here and now
     device: Literal["auto", "cpu"] = "auto"  # where to train
+
+# %% ../nbs/46_reproduce.ipynb #e143cdf6
+ReproduceConfig.__doc__ += """
+
+Leaves OUT/runs/DATA/ROW-seedK.json for each run, and from all of them OUT/DATA.csv; for the embedded data also
+OUT/pictures/ROW-seedK.png, the same thirteen windows for every run, a line for each stage, the last one first.
+Several of these commands may run side by side on one OUT and one WORK: each takes what no other has taken.
+
+  cargan reproduce
+  cargan reproduce --only models --seeds 0
+  cargan reproduce --only cargan-E listener --seeds 0 1
+  cargan reproduce --tables
+  cargan reproduce --dry-run --preset paper --tflops 200        (an H100 with bf16, if a fifth of its peak is reached)
+  cargan reproduce --data PAIRS.npz --name suburmp_pairs --only models baselines listener --seeds 0 --more-epochs 9
+  cargan reproduce --preset paper --data DATA --shard 3/8        (one job of eight)"""
 
 # %% ../nbs/46_reproduce.ipynb #0b298e34
 @dataclass(frozen=True)
@@ -207,8 +218,8 @@ def rows_named(word: str) -> list[Row]:  # word: a group, else a method, else a 
 def tasks_of(only: tuple = (), seeds: tuple = (0, 1, 2)) -> list[Task]:
     "The runs that were asked for, group by group, within a group seed by seed."
     if not seeds or set(seeds) - {0, 1, 2}: raise CarganError(f"seeds {seeds} are not possible; give some of 0 1 2")
-    wanted = {r for word in only for r in rows_named(word)} if only else set(GRID)
-    tasks = [Task(r, seed) for r in GRID if r in wanted for seed in r.seeds if seed in seeds]
+    wanted = set(chain(*map(rows_named, only))) if only else set(GRID)
+    tasks = [Task(r, seed) for r, seed in product(GRID, (0, 1, 2)) if r in wanted and seed in r.seeds and seed in seeds]
     if not tasks: raise CarganError(f"no run is left: {', '.join(only)} has no seed {', '.join(map(str, seeds))}; give --seeds 0")
     groups = list(dict.fromkeys(r.group for r in GRID))
     return sorted(tasks, key=lambda t: (groups.index(t.row.group), t.seed))  # rows keep their order
@@ -488,6 +499,7 @@ def training_pairs(cfg: ReproduceConfig) -> int:
     if cfg.data is not None: return len(split_recordings(open_data(cfg.data))[0])
     return 71_230 if cfg.preset == "paper" else RECORDINGS[0] * SynthConfig("").windows * len(INSTRUMENTS)
 
+# %% ../nbs/46_reproduce.ipynb #b7a74dcb
 def dry_run(cfg: ReproduceConfig, tasks: list) -> pd.DataFrame:  # a row for each row of the grid that was asked for
     "Print what every run would cost; of the usual data also keep it in OUT/plan_PRESET.csv."
     pairs, rates, rows = training_pairs(cfg), {}, {}

@@ -44,7 +44,9 @@ def check_config(cfg: TrainConfig):
 # %% ../nbs/28_runs.ipynb #0a57cb52
 def flatten(d: dict, prefix: str = "") -> dict:  # dotted name -> value
     "`{'model': {'base': 64}}` → `{'model.base': 64}`."
-    return {k: v for n, x in d.items() for k, v in (flatten(x, f"{prefix}{n}.") if isinstance(x, dict) else {prefix + n: x}).items()}
+    flat = {}
+    for name, value in d.items(): flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 # %% ../nbs/28_runs.ipynb #0a57cb53
 def checkpoint_folders(run: str | Path) -> list[Path]:  # oldest first

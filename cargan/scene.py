@@ -228,7 +228,8 @@ def draw_head(pen: Pen, pose: Pose, who: Performer, rest: bool):
     "Face, hair and glasses; the face turns with `pose.gaze`."
     p, g, dark = pen.at(pose.head), 2.6 * pose.gaze, shade(who.hair, 0.8)
     if who.style in ("long", "bob"):
-        p.poly(oval(1.5j, 9.6, 9, 180, 360) + [complex(9.8, 16 if who.style == "long" else 9), complex(-9.8, 16 if who.style == "long" else 9)], dark)
+        end = 16 if who.style == "long" else 9
+        p.poly(oval(1.5j, 9.6, 9, 180, 360) + [complex(9.8, end), complex(-9.8, end)], dark)
     if who.style == "bun": draw_disc(p, -9.5j, 4, who.hair)
     if who.style == "curly":
         for a in range(170, 381, 30): draw_disc(p, 7.6 * unit(a), 3.6, who.hair, 0.4)
@@ -380,7 +381,7 @@ def draw_strings(pen: Pen, row, pitch: float, mouth) -> tuple:
     "Body, neck, scroll and strings along the x-axis, then the bow across; x = 0 is the end of the body."
     c, dark = row.color, (34, 28, 28)
     for x, r in ((8, 8), (19, 6.2)): pen.poly(oval(complex(x), r * 0.95, r), c, 0)
-    outline = [z for x, r, a, b in ((8, 8, 40, 320), (19, 6.2, 220, 500)) for z in oval(complex(x), r * 0.95, r, a, b, 16)]
+    outline = oval(8+0j, 8 * 0.95, 8, 40, 320, 16) + oval(19+0j, 6.2 * 0.95, 6.2, 220, 500, 16)
     pen.poly(outline, c, 0.8)
     draw_tube(pen, [20, 44], 2.2, dark, 0.4)
     draw_disc(pen, 46 + 0.6j, 1.9, shade(c, 0.7))
@@ -399,10 +400,13 @@ def draw_bow(pen: Pen, contact: complex, degrees: float, hand: float, length: fl
 
 # %% ../nbs/11_scene.ipynb #8effee40
 ROWS = dict(
-    bassoon=Row(draw_bassoon, (128, 36, 28), (-62, -42), 27+86j, (24+80j, -14), at_mouth=False, length=82, lean=(0, 8), head=-2+0j, gaze=0.5),
-    cello=Row(draw_strings, (184, 96, 40), (-83, -83), 48+93j, (48+93j, -79), at_mouth=False, size=1.68, head=-5+0j, knees=18, bow=(257, 8, 28, 36, 62)),
+    bassoon=Row(draw_bassoon, (128, 36, 28), (-62, -42), 27+86j, (24+80j, -14),
+                at_mouth=False, length=82, lean=(0, 8), head=-2+0j, gaze=0.5),
+    cello=Row(draw_strings, (184, 96, 40), (-83, -83), 48+93j, (48+93j, -79),
+              at_mouth=False, size=1.68, head=-5+0j, knees=18, bow=(257, 8, 28, 36, 62)),
     clarinet=Row(draw_woodwind, BLACK, (96, 126), 0j, (64+64j, 158), length=48, width=4, bell=9),
-    double_bass=Row(draw_strings, (116, 54, 26), (-88, -88), 60+96j, (60+96j, -86), at_mouth=False, size=1.9, hip=38+62j, head=-3+0j, bow=(254, 6, 25, 32, 70)),
+    double_bass=Row(draw_strings, (116, 54, 26), (-88, -88), 60+96j, (60+96j, -86),
+                    at_mouth=False, size=1.9, hip=38+62j, head=-3+0j, bow=(254, 6, 25, 32, 70)),
     flute=Row(draw_woodwind, SILVER, (164, 196), 0j, (68+66j, 176), length=46, width=2.8, tail=-9, hip=62+66j),
     horn=Row(draw_horn, BRASS, (68, 98), 0j, (54+50j, 84), hip=52+66j),
     oboe=Row(draw_woodwind, BLACK, (130, 162), 0j, (62+64j, 172), length=38, width=2.8, bell=5.5, reed=(240, 206, 130), hip=54+66j),
@@ -410,8 +414,10 @@ ROWS = dict(
     trombone=Row(draw_trombone, BRASS, (166, 190), 0j, (62+50j, 124), gaze=-0.8, hip=63+66j, behind=draw_trombone_bell),
     trumpet=Row(draw_trumpet, BRASS, (160, 196), 0j, (64+64j, 150), gaze=-0.8, hip=58+66j),
     tuba=Row(draw_tuba, BRASS, (-92, -72), 52+70j, (55+73j, -68), at_mouth=False, lean=(3, 9), head=-6+0j, gaze=0.4, knees=16, hip=45+66j),
-    viola=Row(draw_strings, (104, 46, 24), (20, -14), 5-1j, (36+66j, 6), size=1.06, gaze=0.5, lean=(3, -7), hip=37+66j, bow=(98, 5, 32, 46, 120)),
-    violin=Row(draw_strings, (222, 124, 40), (20, -14), 5-1j, (42+66j, 6), size=0.84, gaze=0.5, lean=(3, -7), hip=42+66j, bow=(98, 5, 36, 48, 120)))
+    viola=Row(draw_strings, (104, 46, 24), (20, -14), 5-1j, (36+66j, 6),
+              size=1.06, gaze=0.5, lean=(3, -7), hip=37+66j, bow=(98, 5, 32, 46, 120)),
+    violin=Row(draw_strings, (222, 124, 40), (20, -14), 5-1j, (42+66j, 6),
+               size=0.84, gaze=0.5, lean=(3, -7), hip=42+66j, bow=(98, 5, 36, 48, 120)))
 
 # %% ../nbs/11_scene.ipynb #667be543
 def draw_arms(pen: Pen, pose: Pose, hands: tuple, who: Performer, elbows: tuple = (-1, 1)):

@@ -10,13 +10,14 @@ __all__ = ['SPLITS', 'MAX_PIXELS', 'Pair', 'recording_of', 'find_layout', 'read_
 # %% ../nbs/15_sources.ipynb #77de68da
 import re
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .audio import load_audio, open_sound
 from .core import INSTRUMENTS, CarganError, atomic_path, contents, existing_file
@@ -45,23 +46,30 @@ def find_layout(root: str | Path) -> Path | None:
     root = Path(root)
     return next((p for p in [root, *contents(root)] if (p/"img").is_dir() and (p/"chunk").is_dir()), None)
 
+# %% ../nbs/15_sources.ipynb #12c72a1a
 def read_suburmp(root: str | Path,  # folder with `img` and `chunk`
                 ) -> tuple[list[Pair], dict[str, str]]:  # pairs in the order of their names, and problems: file -> why
     "The pairs of a data set in the released Sub-URMP layout, real or synthetic."
     layout = find_layout(root)
     if layout is None: raise CarganError(f"{root} has no img and chunk folders; give a data set in the released Sub-URMP layout")
-    folders = (f for kind in ("img", "chunk") for s in SPLITS for f in contents(layout/kind/s) if f.is_dir())
-    problems = {str(f): "is not named after one of the 13 instruments" for f in folders if f.name not in INSTRUMENTS}
+    problems = {}
+    for kind, split in product(("img", "chunk"), SPLITS):
+        strange = [f for f in contents(layout/kind/split) if f.is_dir() and f.name not in INSTRUMENTS]
+        problems |= {str(f): "is not named after one of the 13 instruments" for f in strange}
     def listing(kind, suffixes):
-        files, found = (p for s in SPLITS for i in INSTRUMENTS for p in contents(layout/kind/s/i) if p.suffix.lower() in suffixes), {}
-        for p in files:
-            if (first := found.setdefault((SPLITS[p.parts[-3]], p.parts[-2], p.stem), p)) is not p: problems[str(p)] = f"has the name of {first.name}"
+        found = {}
+        for split, i in product(SPLITS, INSTRUMENTS):
+            for p in contents(layout/kind/split/i):
+                if p.suffix.lower() not in suffixes: continue
+                first = found.setdefault((SPLITS[split], i, p.stem), p)
+                if first is not p: problems[str(p)] = f"has the name of {first.name}"
         return found
     images, sounds = listing("img", {".jpg", ".jpeg", ".png"}), listing("chunk", {".wav", ".flac"})
     problems |= {str(images[k]): "has no sound in chunk" for k in images.keys() - sounds.keys()}
     problems |= {str(sounds[k]): "has no picture in img" for k in sounds.keys() - images.keys()}
     pairs = [Pair(k[2], k[1], sounds[k], images[k], k[0]) for k in sorted(images.keys() & sounds.keys())]
-    if not pairs: raise CarganError(f"{layout} holds no pairs; expected img/train/<instrument>/<stem>.jpg beside chunk/train/<instrument>/<stem>.wav")
+    if not pairs:
+        raise CarganError(f"{layout} holds no pairs; expected img/train/<instrument>/<stem>.jpg beside chunk/train/<instrument>/<stem>.wav")
     return pairs, problems
 
 # %% ../nbs/15_sources.ipynb #f1abd670
@@ -71,7 +79,8 @@ def read_author_list(path: str | Path,  # text file; paths in it are relative to
     path = existing_file(path, "list file")
     pairs, problems = [], {}
     try: lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError: raise CarganError(f"list file {path} is not text; expected lines such as lms.png||0, 1, 0||image.jpg") from None
+    except UnicodeDecodeError:
+        raise CarganError(f"list file {path} is not text; expected lines such as lms.png||0, 1, 0||image.jpg") from None
     for number, line in enumerate(lines, 1):
         if not line.strip(): continue
         cells = [c.strip() for c in line.split("||")]
@@ -99,11 +108,13 @@ def open_rgb(path: str | Path,  # JPEG or PNG
             if img.width * img.height > MAX_PIXELS: raise CarganError(f"{what} {path} has {img.width}x{img.height} pixels; scale it down")
             if size and img.format == "JPEG": img.draft("RGB", (2 * size, 2 * size))
             if img.mode.startswith("I"): img = Image.fromarray((np.asarray(img, np.uint32) >> 8).astype(np.uint8))  # 16 bits a pixel
-            if "A" in img.getbands() or "transparency" in img.info: img = Image.alpha_composite(Image.new("RGBA", img.size, "white"), img.convert("RGBA"))
+            if "A" in img.getbands() or "transparency" in img.info:
+                img = Image.alpha_composite(Image.new("RGBA", img.size, "white"), img.convert("RGBA"))
             return img.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise CarganError(f"{what} {path} cannot be decoded ({type(e).__name__}); replace it or leave it out") from None
 
+# %% ../nbs/15_sources.ipynb #313ca9f0
 def load_picture(path: str | Path,  # JPEG or PNG
                  size: int,  # side wanted, pixels
                  fit: str = "squeeze",  # 'squeeze': whole frame, proportions change; 'crop': middle square
@@ -128,7 +139,8 @@ def load_jet(path: str | Path,  # jet-coloured spectrogram: frequency to the rig
              cfg: LMSConfig = LMSConfig(),
             ) -> np.ndarray:  # n_mels x frames, in dB; the clip's own minimum and maximum stand at db_min and db_max
     "The authors' spectrogram picture as numbers."
-    values = torch.from_numpy(np.ascontiguousarray(jet_to_values(np.asarray(open_rgb(path, "spectrogram"))).T, dtype=np.float32))  # frequency x time
+    picture = jet_to_values(np.asarray(open_rgb(path, "spectrogram"))).T  # frequency x time
+    values = torch.from_numpy(np.ascontiguousarray(picture, dtype=np.float32))
     values = F.interpolate(values[None, None], (cfg.n_mels, cfg.frames), mode="area")[0, 0]
     return (cfg.db_min + values * (cfg.db_max - cfg.db_min)).numpy()
 
@@ -185,14 +197,16 @@ def cut_film(path: Path, out: Path, stem: str, split: str, instrument: str, cfg:
             window = wave[start:start + lms.samples]
             sf.write(out/"chunk"/split/instrument/f"{name}.wav", np.stack([window] * 2, 1), lms.sample_rate, subtype="PCM_16")
             count += 1
-    except (av.FFmpegError, ValueError, IndexError) as e: raise CarganError(f"film {path} cannot be decoded ({type(e).__name__}); replace it or leave it out") from None
+    except (av.FFmpegError, ValueError, IndexError) as e:
+        raise CarganError(f"film {path} cannot be decoded ({type(e).__name__}); replace it or leave it out") from None
     if not count: raise CarganError(f"film {path} is shorter than {lms.seconds} s; leave it out")
     return count
 
 # %% ../nbs/15_sources.ipynb #d4890abf
 def cut_videos(cfg: VideoConfig) -> Path:  # the new data set
     "Films, sorted into a folder for each instrument, as a data set in the released layout."
-    films = {i: [p for p in contents(Path(cfg.source)/i) if p.is_file()] for i in INSTRUMENTS}
+    def films_of(i): return [p for p in contents(Path(cfg.source)/i) if p.is_file()]
+    films = {i: films_of(i) for i in INSTRUMENTS}
     if not any(films.values()): raise CarganError(f"{cfg.source} holds no films; expected <instrument>/<film>, for example violin/duo.mp4")
     if cfg.hop_ms < 1: raise CarganError(f"hop_ms={cfg.hop_ms} is not possible; give 1 or more, such as 500")
     if Path(cfg.out).exists(): raise CarganError(f"{cfg.out} exists already; remove it or give another --out")

@@ -35,6 +35,7 @@ def roofline(operations: list,  # dicts with op, flops, bytes, seconds, as `Step
     t = pd.DataFrame(operations)
     return t.assign(kind=t["op"].map(kind), intensity=t["flops"] / t["bytes"], bound=np.maximum(t["flops"] / peak, t["bytes"] / bandwidth))
 
+# %% ../nbs/63_speed.ipynb #f9389ed1
 def show_roofline(t: pd.DataFrame,  # from `roofline`
                   peak: float, bandwidth: float,  # FLOP/s, bytes/s
                  ):  # the matplotlib figure
@@ -96,7 +97,8 @@ def at_batch(cfg: TrainConfig, pairs: int,  # at a time in one process
     "The costs of 2 and of 4 pairs, continued in straight lines: one for each moment of the step, and `peak` is the highest."
     two, four = step_cost(cfg, 2), step_cost(cfg, 4)
     line = lambda a, b: a + (pairs - 2) * (b - a) / 2
-    return dict(activations=line(two.activations, four.activations), peak=line(two.curve, four.curve).max(), flops=line(two.flops, four.flops))
+    activations, flops = line(two.activations, four.activations), line(two.flops, four.flops)
+    return dict(activations=activations, peak=line(two.curve, four.curve).max(), flops=flops)
 
 def one_way(cfg: TrainConfig, gpus: int, accumulate: int) -> dict:  # pairs at a time, GB, and 10^12 FLOPs of one GPU
     "What each GPU needs when the batch is shared by `gpus` and split into `accumulate` parts."
@@ -116,7 +118,8 @@ def plan(cfg: TrainConfig = CARGANTrain(),  # of any method
          pairs: int = 71_230,  # training pairs of an epoch; Sub-URMP's download has so many
         ) -> pd.DataFrame:  # a row for each possible --accumulate up to 16; GB and 10^12 FLOPs of one GPU
     "Arithmetic, not measurement: memory and time of a training step on GPUs."
-    if min(gpus, memory_gb, tflops, share, pairs) <= 0: raise CarganError("gpus, memory_gb, tflops, share and pairs of a plan must be above 0")
+    if min(gpus, memory_gb, tflops, share, pairs) <= 0:
+        raise CarganError("gpus, memory_gb, tflops, share and pairs of a plan must be above 0")
     cfg = replace(cfg, precision=precision or cfg.precision)
     parts = [a for a in (1, 2, 4, 8, 16) if cfg.batch_size % (a * gpus) == 0]
     if not parts: raise CarganError(f"a batch of {cfg.batch_size} cannot be shared by {gpus} GPUs; make it a multiple")
@@ -128,9 +131,11 @@ def plan(cfg: TrainConfig = CARGANTrain(),  # of any method
 # %% ../nbs/63_speed.ipynb #fb644351
 LAUNCH = {
     "one GPU": "accelerate launch --num_processes 1 -m cargan.cli train --preset paper --data DATA --out RUN --precision bf16",
-    "4 GPUs, one machine": "accelerate launch --multi_gpu --num_processes 4 -m cargan.cli train --preset paper --data DATA --out RUN --precision bf16",
-    "2 machines x 4 GPUs, on each (R: 0 on the first, 1 on the second; HOST: the first's address)":
-        "accelerate launch --multi_gpu --num_machines 2 --num_processes 8 --machine_rank R --main_process_ip HOST --main_process_port 29500 "
+    "4 GPUs, one machine":
+        "accelerate launch --multi_gpu --num_processes 4 "
         "-m cargan.cli train --preset paper --data DATA --out RUN --precision bf16",
+    "2 machines x 4 GPUs, on each (R: 0 on the first, 1 on the second; HOST: the first's address)":
+        "accelerate launch --multi_gpu --num_machines 2 --num_processes 8 --machine_rank R --main_process_ip HOST "
+        "--main_process_port 29500 -m cargan.cli train --preset paper --data DATA --out RUN --precision bf16",
     "two processes, no GPU": "torchrun --standalone --nproc_per_node 2 -m cargan.cli train --preset lab --data DATA --out RUN --device cpu",
 }

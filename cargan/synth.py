@@ -77,14 +77,17 @@ def recording_counts(cfg: SynthConfig) -> dict:  # instrument -> (training, vali
     def share(n, released, total): return max(min(n, 1), round(len(INSTRUMENTS) * n * released / total))
     return {k: tuple(map(share, cfg.recordings, RELEASED[k], total)) for k in INSTRUMENTS}
 
+# %% ../nbs/14_synth.ipynb #f9389ed1
 def plan_recordings(cfg: SynthConfig) -> list:  # of `Job`
     "All recordings of a data set, in order."
     held = max(1, round(cfg.performers * cfg.recordings[1] / sum(cfg.recordings))) if cfg.split == "performer" else 0
     people = list(range(cfg.performers))
     casts = (people[:cfg.performers - held], people[-held:]) if held else (people, people)
-    return [Job(split, name, before + i + 1, cast[i % len(cast)])
-            for name, counts in recording_counts(cfg).items()
-            for split, n, before, cast in zip(("train", "validation"), counts, (0, counts[0]), casts) for i in range(n)]
+    jobs = []
+    for name, counts in recording_counts(cfg).items():
+        for split, n, before, cast in zip(("train", "validation"), counts, (0, counts[0]), casts):
+            jobs += [Job(split, name, before + i + 1, cast[i % len(cast)]) for i in range(n)]
+    return jobs
 
 # %% ../nbs/14_synth.ipynb #1574bddb
 COLUMNS = ("pair_id", "split", "instrument", "recording", "performer", "pitch", "loudness", "articulation", "room_noise", "rest",

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['tune', 'make_accelerator', 'warmed_up', 'layout', 'make_optimisers', 'make_players', 'save_checkpoint',
            'load_checkpoint', 'Meter', 'rewind_log', 'sample_grid', 'open_run', 'make_parts', 'check_ear_of',
-           'make_ear', 'epoch_pairs', 'batches', 'to_device', 'open_pairs', 'train', 'last_step', 'fit', 'set_rates',
-           'exploded', 'log', 'save_samples', 'bare_networks', 'averaged']
+           'make_ear', 'epoch_pairs', 'batches', 'to_device', 'open_pairs', 'check_pairs', 'train', 'last_step',
+           'one_step', 'fit', 'set_rates', 'exploded', 'log', 'save_samples', 'bare_networks', 'averaged']
 
 # %% ../nbs/29_training.ipynb #77de68da
 import copy, ctypes, hashlib, json, math, shutil, sys, time
@@ -21,8 +21,9 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
+# %% ../nbs/29_training.ipynb #1cea14b0
 from .core import (CarganError, atomic_path, contents, load_state, load_weights, needs, read_json, save_weights,
                          seed_everything, to_uint8, writable_folder, write_json)
 with needs("train", "cargan.training"):
@@ -35,7 +36,7 @@ from .data import one_per_instrument, open_data, split_recordings
 from .hearing import can_tell_people, find_ear, load_audio_classifier, people_of, train_audio_classifier, train_who
 from .lms import lms_to_input
 from .looking import save_classifier
-from .methods import Method, Pairs, Players, TrainConfig, find_method, keep_part, plain, read_config
+from .methods import Method, Pairs, Players, TrainConfig, find_method, keep_part, plain, read_config, trainable
 from .runs import FREE, check_config, checkpoint_folders, flatten, load_networks, load_run, log_rows, part, read_log, seconds_so_far
 
 # %% ../nbs/29_training.ipynb #91032ad7
@@ -49,10 +50,12 @@ def make_accelerator(cfg: TrainConfig) -> Accelerator:
     "`accelerate`'s object for this run; safe to call again in a notebook."
     AcceleratorState._reset_state(); GradientState._reset_state()
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=timedelta(hours=6))]
-    acc = Accelerator(cpu=cfg.device == "cpu", mixed_precision=cfg.precision, gradient_accumulation_steps=cfg.accumulate, kwargs_handlers=handlers)
+    acc = Accelerator(cpu=cfg.device == "cpu", mixed_precision=cfg.precision, kwargs_handlers=handlers,
+                      gradient_accumulation_steps=cfg.accumulate)
     tune(acc.device)
     if cfg.batch_size % (acc.num_processes * cfg.accumulate):
-        raise CarganError(f"batch_size={cfg.batch_size} cannot be shared by {acc.num_processes} processes x {cfg.accumulate} parts; make it a multiple")
+        raise CarganError(f"batch_size={cfg.batch_size} cannot be shared by {acc.num_processes} processes "
+                          f"x {cfg.accumulate} parts; make it a multiple")
     return acc
 
 def warmed_up(decay: float):  # an averaging function for `AveragedModel`
@@ -69,9 +72,10 @@ def make_optimisers(cfg: TrainConfig,
                    ) -> dict:  # "G" and "D" -> Adam; a side without weights has none
     "One optimiser for the networks that draw, one for their rivals."
     rates = dict(G=cfg.lr, D=cfg.lr_d or cfg.lr)
-    weights = {side: [q for net in nets for q in net.parameters() if q.requires_grad] for side, nets in sides.items()}
+    weights = {side: trainable(*nets) for side, nets in sides.items()}
     return {side: torch.optim.Adam(w, lr=rates[side], betas=(cfg.beta1, cfg.beta2), fused=True) for side, w in weights.items() if w}
 
+# %% ../nbs/29_training.ipynb #11589ac9
 def make_players(cfg: TrainConfig,
                  make_model,  # () -> the model that draws
                  accelerator: Accelerator,
@@ -97,7 +101,7 @@ def save_checkpoint(p: Players, step: int):
     rng = gather_object([{"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None}])
     if not p.accelerator.is_main_process: return
     nets = p.networks | ({"ema": p.ema} if p.ema else {})
-    weights = {f"{n}.{k}": v for n, net in nets.items() for k, v in net.state_dict().items()}
+    weights = nn.ModuleDict(nets).state_dict()
     state = {f"opt_{side}": opt.state_dict() for side, opt in p.optimisers.items()}
     state |= dict(step=step, rng=rng, scaler=p.accelerator.scaler.state_dict() if p.accelerator.scaler else None)
     folder = Path(p.cfg.out)/"checkpoints"/f"step_{step:08d}"
@@ -119,7 +123,8 @@ def load_checkpoint(p: Players, folder: Path) -> int:  # the step to go on from
         if p.ema: p.ema.load_state_dict(part(tensors, "ema"))
         for side, opt in p.optimisers.items(): opt.load_state_dict(state[f"opt_{side}"])
     except (CarganError, RuntimeError, KeyError, ValueError, TypeError):
-        raise CarganError(f"checkpoint {folder} cannot be used; delete that folder to go on from an earlier one or from the start") from None
+        raise CarganError(f"checkpoint {folder} cannot be used; "
+                          "delete that folder to go on from an earlier one or from the start") from None
     if p.accelerator.scaler and state["scaler"]: p.accelerator.scaler.load_state_dict(state["scaler"])
     rng = state["rng"][p.accelerator.process_index % len(state["rng"])]
     torch.set_rng_state(rng["cpu"])
@@ -141,7 +146,8 @@ class Meter:
         table = torch.stack(self.rows).cpu()
         for step, row in zip(self.steps, table):
             if bad := [n for n, v in zip(self.names, row.tolist()) if not math.isfinite(v)]:
-                raise CarganError(f"loss {bad[0]} is not finite at step {step}; lower the learning rate, or use precision bf16 instead of fp16")
+                raise CarganError(f"loss {bad[0]} is not finite at step {step}; "
+                                  "lower the learning rate, or use precision bf16 instead of fp16")
         means = dict(zip(self.names, table.mean(0).tolist()))
         self.steps, self.rows = [], []
         return means
@@ -175,7 +181,8 @@ def open_run(cfg: TrainConfig,
     if (out/"data.json").exists() and read_json(out/"data.json", "note of the data") != pairs:
         raise CarganError(f"run {out} began on other pairs than {cfg.data} holds; give the same data or another --out")
     if (out/"config.json").exists():
-        old, new = (flatten({k: v for k, v in plain(c).items() if k not in FREE}) for c in (read_config(out/"config.json"), cfg))
+        def bound(c): return {k: v for k, v in flatten(plain(c)).items() if k.split(".")[0] not in FREE}
+        old, new = bound(read_config(out/"config.json")), bound(cfg)
         if differ := sorted((k for k in old.keys() | new.keys() if old.get(k) != new.get(k)), key=lambda k: (k != "method", k)):
             changes = ", ".join(f"{k} was {old.get(k)}, now {new.get(k)}" for k in differ[:3])
             raise CarganError(f"run {out} was started with another configuration ({changes}); give the same one or another --out")
@@ -199,6 +206,7 @@ def check_ear_of(cfg: TrainConfig):
         from cargan.makers import find_maker
         for name in cfg.audio.makers: find_maker(name)
 
+# %% ../nbs/29_training.ipynb #4e4e413a
 def make_ear(cfg: TrainConfig, pairs: Pairs, keep: Callable):
     "The ear of the run: a given one as it is, or one that learns from these data; and who plays, where the data say so."
     def own(path):
@@ -243,6 +251,14 @@ def open_pairs(cfg: TrainConfig, device) -> Pairs:
     bundle = check_usual_recipe(open_data(cfg.data, cfg.model.size), cfg.data)
     return Pairs(bundle, *split_recordings(bundle, seed=cfg.seed), device)
 
+def check_pairs(cfg: TrainConfig, method, pairs: Pairs, dataset: PairDataset):
+    "Raises `CarganError` if a run cannot learn from these pairs."
+    idx = pairs.train_idx
+    if len(idx) < cfg.batch_size:
+        raise CarganError(f"{cfg.data} has {len(idx)} training pairs, fewer than one batch of {cfg.batch_size}; lower --batch-size")
+    epoch_pairs(cfg, method, dataset, idx, {}, 0)  # refuses data that have no wrong pairs
+    method.check_data(cfg, pairs)
+
 # %% ../nbs/29_training.ipynb #9c545cd0
 def train(cfg: TrainConfig) -> Path:  # the run's folder
     "Train any method, or go on with a run that was interrupted."
@@ -251,10 +267,7 @@ def train(cfg: TrainConfig) -> Path:  # the run's folder
     method, accelerator, out = find_method(cfg.method), make_accelerator(cfg), Path(cfg.out)
     pairs = open_pairs(cfg, accelerator.device)
     idx, dataset = pairs.train_idx, PairDataset(pairs.bundle, cfg.model.size, lms=getattr(cfg.model, "lms", "db"))
-    if len(idx) < cfg.batch_size:
-        raise CarganError(f"{cfg.data} has {len(idx)} training pairs, fewer than one batch of {cfg.batch_size}; lower --batch-size")
-    epoch_pairs(cfg, method, dataset, idx, {}, 0)  # refuses data that have no wrong pairs
-    method.check_data(cfg, pairs)
+    check_pairs(cfg, method, pairs, dataset)
     if cfg.parts: writable_folder(cfg.parts)
     with accelerator.main_process_first():
         if accelerator.is_main_process: open_run(cfg, pairs.bundle); make_parts(cfg, method, pairs)
@@ -281,6 +294,15 @@ def last_step(cfg: TrainConfig,
     steps = cfg.epochs * (n // cfg.batch_size)
     return min(steps, cfg.max_steps or steps)
 
+def one_step(p: Players, update, data, meter, step: int) -> dict:  # the losses of its last part
+    "One step of the optimisers, from as many batches as a step has parts; see `fit`."
+    set_rates(p)
+    for batch in islice(data, p.cfg.accumulate):
+        with p.accelerator.accumulate(*p.model.networks.values(), *p.rivals.values()): losses = update(p, batch)
+        meter.add(step, losses)
+    if p.ema: p.ema.update_parameters(nn.ModuleDict(bare_networks(p)))
+    return losses
+
 # %% ../nbs/29_training.ipynb #fe2ef495
 def fit(p: Players,
         update,  # (players, batch) -> named losses: the method's step
@@ -296,11 +318,7 @@ def fit(p: Players,
     bar = tqdm(total=last, initial=step, desc=cfg.method, unit="step", disable=not main)
     for step in range(step + 1, last + 1):
         p.done = (step - 1) / last
-        set_rates(p)
-        for batch in islice(data, cfg.accumulate):
-            with p.accelerator.accumulate(*p.model.networks.values(), *p.rivals.values()): losses = update(p, batch)
-            meter.add(step, losses)
-        if p.ema: p.ema.update_parameters(nn.ModuleDict(bare_networks(p)))
+        losses = one_step(p, update, data, meter, step)
         bar.update(); seen += cfg.batch_size
         due = lambda every: step % every == 0 or step == last
         if due(cfg.log_every) or due(cfg.checkpoint_every) or exploded(p, losses):

@@ -198,7 +198,7 @@ def test_generate_needs_neither_run_nor_folder(tiny_data, tmp_path, capfd, monke
 
 
 def test_info_of_the_box(capfd):
-    from cargan.generate import the_box
+    from cargan.drawing import the_box
     assert main(["info", str(the_box())]) == 0
     out = capfd.readouterr().out
     assert re.search(r"^told +instrument, note, loudness, who$", out, re.M) and re.search(r"^players +bassoon \d", out, re.M)

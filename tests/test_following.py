@@ -10,12 +10,13 @@ from torch import nn
 from cargan.bundle import Bundle, open_bundle, save_bundle
 from cargan.core import INSTRUMENTS, read_json
 from cargan.data import PairDataset, split_recordings
-from cargan.evaluation import (MAIN, Case, EvaluateConfig, draw_heard, draw_test_pictures, evaluate, following_numbers, following_table, held_windows,
-                               muted, part_following, part_listening, shifted)
+from cargan.evaluation import MAIN, evaluate
 from cargan.following import Held, alternatives, next_windows, nearer_by_pixels, score_following, sweep_factors, sweep_scores
+from cargan.judging import Case, EvaluateConfig, draw_heard, draw_test_pictures, following_table, held_windows, muted, shifted
 from cargan.listening import ProbeConfig, partners
 from cargan.looking import ClassifierConfig
 from cargan.methods import METHODS, TrainConfig
+from cargan.report import following_numbers, part_following, part_listening
 from cargan.scene import RANGES, Factors, draw_scene, visible_cues
 from cargan.training import load_run, train
 from methods import tiny

@@ -13,8 +13,8 @@ from torch import nn
 
 from cargan.core import INSTRUMENTS, CarganError, MissingExtra, seed_everything
 from cargan.eye import Eye, EyeConfig
-from cargan.generate import (Film, GenerateConfig, Gif, Picture, SoundToImage, distinct_stems, draw, film_frame, flicker, frames_late, generate, generate_files,
-                             summarize, the_box, the_example)
+from cargan.drawing import Picture, SoundToImage, draw, the_box, the_example
+from cargan.generate import Film, GenerateConfig, Gif, distinct_stems, film_frame, flicker, frames_late, generate, generate_files, summarize
 from cargan.heard import Heard, hear_file, note_key
 from cargan.hearing import Who, WhoConfig, find_ear, load_audio_classifier
 from cargan.listener import Listener, ListenerConfig
@@ -350,10 +350,10 @@ def test_saved_and_loaded(tmp_path):
     (lambda box: (box/"config.json").write_text("[]"), "holds a list"),
 ])
 def test_a_damaged_box(spoil, says, tmp_path, monkeypatch):
-    import cargan.generate
+    import cargan.drawing
     box = tmp_path/"cargan"/"weights"/"listener"
     shutil.copytree(the_box(), box)
-    monkeypatch.setattr(cargan.generate, "files", lambda package: tmp_path/package)
+    monkeypatch.setattr(cargan.drawing, "files", lambda package: tmp_path/package)
     assert the_box() == box
     spoil(box)
     with pytest.raises(CarganError, match=says): SoundToImage.from_pretrained()

@@ -59,5 +59,5 @@ def test_drawing_and_hearing_need_no_extra():
     heavy = {top.split("/")[0] for dist in closure(asked).values() for top in tops(dist)} - lean
     heavy = {name.removesuffix(".py") for name in heavy if name.removesuffix(".py").isidentifier()}
     assert {"accelerate", "pandas", "scipy", "matplotlib", "seaborn", "librosa", "torchvision", "tensorboard"} <= heavy
-    done = run("import cargan.cli, cargan.generate, cargan.runs\nfrom cargan.methods import METHODS, find_method\nfor name in METHODS: find_method(name)", heavy)
+    done = run("import cargan.cli, cargan.drawing, cargan.generate, cargan.runs\nfrom cargan.methods import METHODS, find_method\nfor name in METHODS: find_method(name)", heavy)
     assert done.returncode == 0, done.stderr[-3000:]

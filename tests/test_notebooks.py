@@ -8,7 +8,7 @@ from conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
 BIN = Path(sys.executable).parent
-LONGEST = ("61_export", "41_listening", "29_training", "45_evaluation", "40_metrics", "14_synth", "23_looking")  # started first, so that no long one runs alone at the end
+LONGEST = ("61_export", "41_listening", "29_training", "43_judging", "44_report", "45_evaluation", "40_metrics", "14_synth", "23_looking")  # started first, so that no long one runs alone at the end
 
 
 def nbdev(command: str, *args, cwd: Path = ROOT):
