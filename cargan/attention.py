@@ -38,7 +38,8 @@ def attend(q: torch.Tensor,  # B x N x d queries
            k: torch.Tensor,  # B x M x d keys
            v: torch.Tensor,  # B x M x c values
           ) -> torch.Tensor:  # B x N x c
-    "`softmax(q kᵀ) v`, no scaling, fused: the N x M matrix never exists. One head, zero-padded to the wider of d and c, rounded up to a multiple of 16."
+    "`softmax(q kᵀ) v`, no scaling, fused: the N x M matrix never exists."
+    # one head, zero-padded to the wider of d and c, rounded up to a multiple of 16
     wide = -(-max(q.shape[-1], v.shape[-1]) // 16) * 16
     head = lambda t: (t if t.shape[-1] == wide else F.pad(t, (0, wide - t.shape[-1]))).unsqueeze(1)
     return F.scaled_dot_product_attention(head(q), head(k), head(v), scale=1.0).squeeze(1)[..., :v.shape[-1]]

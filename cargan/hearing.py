@@ -112,7 +112,6 @@ class AudioClassifier(nn.Module):
         if "note" in self.cfg.heads: heard["note"] = self.note(h)
         if "loudness" in self.cfg.heads: heard["loudness"] = self.how_loud(h, levels(lms_db))
         return heard
-
     def how_loud(self, features, level) -> torch.Tensor:  # B x 6 width, B x 9 -> B
         "The loudness head alone, so that a level can be moved without listening again."
         return self.loudness(torch.cat([features, level.to(features)], 1))[:, 0]
@@ -348,6 +347,7 @@ def can_tell_people(bundle, train_idx) -> bool:
     name = people_of(bundle)[np.asarray(train_idx, int)]
     return 1 < len(np.unique(name)) <= len(name) / 4
 
+# %% ../nbs/24_hearing.ipynb #eed23093
 def train_who(ear: AudioClassifier,  # any, frozen
               bundle,  # a pair bundle
               train_idx, valid_idx,  # pairs to learn from, pairs to be judged on

@@ -76,6 +76,7 @@ def generator_losses(D,  # discriminator: (condition, image) -> logits
     weighted = cfg.lambda_cls * 0.5 * total("cls") + cfg.lambda_gan * total("gan") + cfg.lambda_l1 * total("l1")
     return {**terms, "G": weighted}
 
+# %% ../nbs/26_losses.ipynb #85b94783
 def discriminator_losses(D,  # discriminator: (condition, image) -> logits
                          out: Generated,  # from the cascade
                          batch: dict,  # mel, image, label

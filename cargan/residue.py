@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['one_hot', 'residue_label', 'tile_label', 'CARGANConfig', 'make_generator', 'make_discriminator', 'Generated',
-           'stage_two_label', 'Cascade', 'CARGAN']
+           'stage_two_label', 'CascadeParts', 'Cascade', 'CARGAN']
 
 # %% ../nbs/25_residue.ipynb #77de68da
 from dataclasses import dataclass
@@ -101,8 +101,8 @@ def stage_two_label(kind: str,  # 'classifier' (the paper), or an ablation: 'lab
         case other: raise CarganError(f"residue={other!r} is unknown; choose classifier, label or zero")
 
 # %% ../nbs/25_residue.ipynb #472b07b9
-class Cascade(nn.Module):
-    "Two generators and the frozen classifier between them (fig. 2 of the paper)."
+class CascadeParts(nn.Module):
+    "What a cascade is made of: two generators and a frozen classifier."
     def __init__(self,
                  cfg: CARGANConfig,
                  classifier: nn.Module,  # B x 3 x H x W in [-1, 1] -> B x n_classes logits; gets frozen
@@ -122,6 +122,9 @@ class Cascade(nn.Module):
         "The sound as it reaches the networks: as it is, or silence."
         return mel if self.cfg.hears == "sound" else torch.full_like(mel, -1)
 
+# %% ../nbs/25_residue.ipynb #472b07ba
+class Cascade(CascadeParts):
+    "Two generators and the frozen classifier between them (fig. 2 of the paper)."
     def forward(self,
                 mel,  # A: B x mel_channels x size x size, in [-1, 1]
                 label,  # L_a: B integers or B x n_classes

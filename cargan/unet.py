@@ -92,6 +92,7 @@ class DownConv(nn.Conv2d):
         rows = F.unfold(x, 4, padding=1, stride=2).mT
         return F.linear(rows, self.weight.flatten(1), self.bias).mT.unflatten(2, (h, w))
 
+# %% ../nbs/21_unet.ipynb #bc0fc962
 class UpConv(nn.ConvTranspose2d):
     "4×4 transposed convolution with stride 2: B x C x S x S → B x c_out x 2S x 2S."
     def __init__(self, c_in: int, c_out: int, bias: bool): super().__init__(c_in, c_out, 4, 2, 1, bias=bias)
@@ -155,7 +156,7 @@ def trace_shapes(model: UNet) -> list:  # one dict per block, in the order of th
     "Run one empty picture through `model` and note every block's shapes, attention and number of parameters."
     rows, cfg = [], model.cfg
     x = torch.zeros(1, cfg.in_channels, cfg.size, cfg.size).to(next(model.parameters()))
-    names = {b: f"{kind} {i}" for kind in ("down", "up") for i, b in enumerate(getattr(model, kind + "s"), 1)}
+    names = {b: f"down {i}" for i, b in enumerate(model.downs, 1)} | {b: f"up {i}" for i, b in enumerate(model.ups, 1)}
     def note(block, inputs, output):
         rows.append(dict(block=names[block], in_channels=inputs[0].shape[1], in_size=inputs[0].shape[2],
                          out_channels=output.shape[1], out_size=output.shape[2],
