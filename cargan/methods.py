@@ -65,7 +65,7 @@ def nothing(*args) -> dict:
 
 @dataclass(frozen=True)
 class Method:
-    "All that the house asks of a system."
+    "All that the project asks of a system."
     config: type  # its `TrainConfig`
     presets: dict  # name -> an instance of it; at least 'lab' and 'paper'
     make_model: Callable  # (config, folder with the parts) -> module that draws
