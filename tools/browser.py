@@ -33,17 +33,15 @@ def browser():
 
 
 def copied(folder: Path) -> Path:
-    "A copy of the repository whose notebooks hold only what the notebook test runs, without outputs."
+    "A copy of the repository whose notebooks hold only what the notebook test runs."
     kept = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     for name in filter(None, kept):
-        if not (ROOT/name).is_file() or name.startswith("tests/"): continue
+        if not (ROOT/name).is_file(): continue
         (folder/name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT/name, folder/name)
     for path in (folder/"nbs").glob("*.ipynb"):
         nb = json.loads(path.read_text())
         nb["cells"] = [c for c in nb["cells"] if not left_out("".join(c["source"]))]
-        for c in nb["cells"]:
-            if c["cell_type"] == "code": c["outputs"] = []
         path.write_text(json.dumps(nb))
     return folder
 
