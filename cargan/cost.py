@@ -223,14 +223,17 @@ def tensors_of(*nets: nn.Module) -> list:
 @lru_cache(64)
 def count_step(cfg: TrainConfig, folder: Path | None) -> StepCost:
     "The step of a batch of `cfg.batch_size` pairs."
-    p, meter = fake_players(cfg, numberless := FakeTensorMode(), folder), StepMeter()
+    numberless, meter = FakeTensorMode(), StepMeter()
+    p = fake_players(cfg, numberless, folder)
     with numberless:
         batch = random_batch(cfg, p.model, cfg.batch_size, make_once(decides(cfg), folder)[1])
         tensors = tensors_of(p.model, *p.rivals.values())
-        meter.watch(*tensors); weights = meter.alive
+        meter.watch(*tensors)
+        weights = meter.alive
         with meter: _ = find_method(cfg.method).step(p, batch) if p.optimisers else None
     drawing = tensors_of(*p.model.networks.values())
-    learn, average = n_bytes(q for q in tensors if q.requires_grad), n_bytes(drawing) if cfg.ema else 0
+    learn = n_bytes(q for q in tensors if q.requires_grad)
+    average = n_bytes(drawing) if cfg.ema else 0
     curve = np.array([weights, *(r["alive"] for r in meter.rows)]) + 2 * learn + average
     backward = next((i for i, r in enumerate(meter.rows) if r["op"].endswith("backward")), 0)
     return StepCost(cfg.batch_size, sum(r["flops"] for r in meter.rows), weights, learn, 2 * learn, average,
