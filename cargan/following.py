@@ -204,7 +204,7 @@ def imagined(model: nn.Module,  # with `imagine`, in evaluation mode
             ) -> dict:  # stage -> N x 3 x S x S, uint8
     "The pictures of every stage for what a model is told."
     device, rows, looks = device_of(model), [], "lms_db" in signature(model.imagine).parameters and lms_db is not None
-    for at in tqdm(range(0, len(told[0]), batch_size), desc=f"drawing, {name}", leave=False):
+    for at in tqdm(range(0, len(told[0]), batch_size), desc=f"drawing, {name}", leave=False, position=0):
         part = slice(at, at + batch_size)
         sound = [torch.as_tensor(np.asarray(lms_db[part], np.float32)).to(device)] if looks else []
         drawn = model.imagine(type(told)(*(x[part].to(device) for x in told)), *sound)
@@ -283,14 +283,14 @@ def sweep_sounds(players: tuple,  # of (instrument, numbers of the performers wh
     try: midi_renderer()
     except CarganError: return None
     sweep = sweep_of(players)
-    return sweep, log_mel(np.stack([render_window(f) for _, f in tqdm(sweep, desc="sweep", leave=False)]))
+    return sweep, log_mel(np.stack([render_window(f) for _, f in tqdm(sweep, desc="sweep", leave=False, position=0)]))
 
 @lru_cache(maxsize=2)
 def sweep_drawings(players: tuple,  # as for `sweep_sounds`
                    size: int,  # pixels
                   ) -> torch.Tensor:  # n x 3 x size x size, uint8
     "The real drawings of the same factors."
-    img = np.stack([draw_scene(f, size) for _, f in tqdm(sweep_of(players), desc="sweep, real drawings", leave=False)])
+    img = np.stack([draw_scene(f, size) for _, f in tqdm(sweep_of(players), desc="sweep, real drawings", leave=False, position=0)])
     return torch.from_numpy(img).movedim(-1, 1)
 
 # %% ../nbs/42_following.ipynb #cac3575b

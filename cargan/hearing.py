@@ -10,7 +10,7 @@ __all__ = ['MAKERS', 'HEADS', 'LOWEST', 'NOTES', 'AudioClassifierConfig', 'check
            'can_tell_people', 'train_who', 'teach_who']
 
 # %% ../nbs/24_hearing.ipynb #a1f0c003
-import time
+import math, time
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import INSTRUMENTS, CarganError
-from .disguise import Disguise, augment_lms, noise_waves, overall
+from .disguise import Disguise, NOISES, augment_lms, noise_waves, overall
 from .lms import log_mel
 from .looking import accuracy_report, check_split, fit, freeze, load_network
 
@@ -162,7 +162,9 @@ def training_sounds(bundle,  # a pair bundle
                    ) -> tuple:  # (positions -> (B x 128 x 44 dB, B x 3), how many)
     "Bundle windows, then those of other makers, and in each batch some noises; all of them varied by `augment_lms`."
     more, more_truth = from_other_makers(cfg, progress)
-    noises, n, n_noise = log_mel(noise_waves(960, seed=cfg.seed)), len(train_idx), round(cfg.nothing * cfg.batch_size)
+    n, n_noise = len(train_idx), round(cfg.nothing * cfg.batch_size)
+    drawn = cfg.epochs * n_noise * math.ceil((n + len(more)) / cfg.batch_size)  # a short training needs fewer of them
+    noises = log_mel(noise_waves(int(np.clip(drawn, len(NOISES), 960)), seed=cfg.seed))
     silent = torch.tensor([[cfg.n_classes, -1, torch.nan]]).repeat(n_noise, 1)
     def batches(i):
         i, k = i[:max(1, len(i) - n_noise)], torch.randint(len(noises), (n_noise,))

@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 with needs("evaluate", "cargan.judging"):
     import pandas as pd
@@ -340,7 +340,7 @@ def following_table(case: Case, held: Held, probe: nn.Module | None) -> pd.DataF
     "How well each set of pictures follows the sounds."
     rows, table = case.playing, {}
     pairs = alternatives(held, seed=case.cfg.seed) if held.cues is not None else None
-    for name, of in (bar := tqdm(following_sets(case).items(), desc="following", leave=False)):
+    for name, of in (bar := tqdm(following_sets(case).items(), desc="following", leave=False, position=0)):
         bar.set_postfix_str(of)
         read = read_from(case, of, probe)[rows] if held.cues is not None else None
         table[name] = score_following(held, case.sets[of][rows], case.seen(of)[rows], read, pairs)
@@ -468,7 +468,7 @@ def distance_table(case: Case, extractor, name: str) -> tuple[pd.DataFrame, dict
     last = case.stage_names[""]
     sets[f"{last}, predicted label"] = features_as_heard(case, extractor, rows, sets[f"{last}, true label"])
     sets["real training pictures (floor)"] = train
-    table = pd.DataFrame({k: distances(v, real, name) for k, v in tqdm(sets.items(), desc="distances", leave=False)}).T
+    table = pd.DataFrame({k: distances(v, real, name) for k, v in tqdm(sets.items(), desc="distances", leave=False, position=0)}).T
     return table.astype(dict(n=int, n_real=int)), sets | {"real": real}
 
 # %% ../nbs/43_judging.ipynb #44a00022

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision.transforms.functional import gaussian_blur
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .attention import ReleasedAttention, SelfAttention
 from .looking import augment_images, fit, freeze
@@ -65,7 +65,7 @@ def draw_in_parts(model: nn.Module,  # of any method, in evaluation mode
                  ) -> dict:  # stage -> N x 3 x size x size, uint8
     "The pictures of every stage, so many at a time."
     device, label, rows = device_of(model), one_hot(label), []
-    for at in tqdm(range(0, len(label), batch_size), desc=f"drawing, {name}", leave=False):
+    for at in tqdm(range(0, len(label), batch_size), desc=f"drawing, {name}", leave=False, position=0):
         part = slice(at, at + batch_size)
         drawn = model.draw(mel(part).to(device), label[part].to(device))
         rows.append({stage: torch.from_numpy(to_uint8(x)).movedim(-1, 1) for stage, x in drawn.items()})
@@ -337,7 +337,7 @@ def residue_table(model: CARGAN,  # with two stages; any model that has `C` and 
                  ) -> tuple[pd.DataFrame, dict]:  # a row per thing told to G2; mean length of L_r before and after stage II
     "The same coarse pictures, refined under four different labels."
     device, norms, rows = next(model.parameters()).device, {"before": [], "after": []}, {}
-    for at in tqdm(range(0, len(idx), batch_size), desc="residue", leave=False):
+    for at in tqdm(range(0, len(idx), batch_size), desc="residue", leave=False, position=0):
         batch = {k: v.to(device) for k, v in dataset.__getitems__(idx[at:at + batch_size]).items()}
         out, L_a = model(batch["mel"], batch["label"]), one_hot(batch["label"], model.cfg.n_classes)
         norms["before"].append(residue_label(L_a, out.coarse_logits).norm(dim=1))

@@ -229,7 +229,7 @@ def fit(model: nn.Module,  # gives logits; its `cfg` holds epochs, batch_size, l
     steps = max(1, n // bs)
     opt = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, cfg.lr, total_steps=max(8, cfg.epochs * steps), pct_start=0.25)
-    bar = tqdm(range(cfg.epochs), desc=type(model).__name__, unit="epoch", disable=not progress)
+    bar = tqdm(range(cfg.epochs), desc=type(model).__name__, unit="epoch", disable=not progress, position=0)
     for epoch in bar:
         model.train(); total = 0.
         for i in torch.randperm(n)[:steps * bs].split(bs):

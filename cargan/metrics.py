@@ -161,7 +161,7 @@ def features(extractor: FeatureExtractorBase,
             ) -> dict:  # "features": N x d, "logits": N x classes; float32, on the CPU
     "What a torch-fidelity extractor sees in pictures."
     device, rows = next(extractor.parameters()).device, []
-    for x in tqdm(img.split(batch_size), desc=f"features, {name}", leave=False, unit_scale=batch_size, unit="picture"):
+    for x in tqdm(img.split(batch_size), desc=f"features, {name}", leave=False, position=0, unit_scale=batch_size, unit="picture"):
         rows.append([f.float().cpu() for f in extractor(x.to(device))])
     return dict(zip(("features", "logits"), map(torch.cat, zip(*rows))))
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 with needs("evaluate", "cargan.report"):
     import matplotlib.pyplot as plt
@@ -383,7 +383,7 @@ def part_training(case: Case, n: int = 65) -> Part | None:  # None for a run tha
     folders, rows = checkpoint_folders(case.cfg.run), case.few(n)
     if len(folders) < 2 or not has_residue(case.model): return None
     wrong, table, model = case.truth[rows][partners(case.truth[rows])], {}, copy.deepcopy(case.model)
-    for folder in tqdm(folders, desc="checkpoints", leave=False):
+    for folder in tqdm(folders, desc="checkpoints", leave=False, position=0):
         load_networks(model, case.train_cfg, folder)
         table[int(folder.name.removeprefix("step_"))] = at_checkpoint(case, model, rows, wrong)
     table = pd.DataFrame(table).T.rename_axis("step")

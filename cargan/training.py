@@ -315,7 +315,7 @@ def fit(p: Players,
     cfg, main = p.cfg, p.accelerator.is_main_process
     meter, began, before, seen = Meter(), time.time(), seconds_so_far(cfg.out), 0
     board = SummaryWriter(Path(cfg.out)/"tensorboard", purge_step=step) if main else None
-    bar = tqdm(total=last, initial=step, desc=cfg.method, unit="step", disable=not main)
+    bar = tqdm(total=last, initial=step, desc=cfg.method, unit="step", disable=not (main and last))
     for step in range(step + 1, last + 1):
         p.done = (step - 1) / last
         losses = one_step(p, update, data, meter, step)

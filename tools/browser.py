@@ -1,13 +1,13 @@
 """Open notebooks in JupyterLab in a real browser, run what the notebook test runs, and look at them.  Usage: python tools/browser.py [--root .|nbs] [--out FOLDER] [nbs/00_idea.ipynb ...]
 
 Each notebook is opened from the repository's root and from `nbs`. A copy of the repository is used, so that nothing here changes; cells that the notebook test leaves out are not in it.
-Fails if a cell ends in an error, if a picture, a film or a sound does not arrive, or if a progress bar stands still. Leaves a screenshot of each notebook in FOLDER (default: runs/browser).
+Fails if a cell ends in an error, if a picture, a film or a sound does not arrive, or if a red box holds something else than progress bars that came to their end. Leaves a screenshot of each notebook in FOLDER (default: runs/browser).
 Needs Chromium: Debian's (`apt install chromium`), or `playwright install chromium`."""
 import argparse, json, os, shutil, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Error, sync_playwright
 
 from solutions import flags
 
@@ -78,6 +78,7 @@ def jupyterlab(root: Path, wait: float = 120):
 BEGIN = "() => { window.done = null; jupyterapp.commands.execute('notebook:run-all-cells').then(() => window.done = 'yes', e => window.done = String(e)); }"
 READY = "() => !!(window.jupyterapp?.shell?.currentWidget?.context?.isReady && jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle')"
 BARS = "() => [...document.querySelectorAll('.jp-Notebook .jp-OutputArea-output')].map(o => o.innerText).filter(t => t.includes('%|')).map(t => t.trim().split('\\n').at(-1))"
+RED = "() => [...document.querySelectorAll('.jp-OutputArea-output[data-mime-type=\"application/vnd.jupyter.stderr\"]')].flatMap(o => o.innerText.split('\\n'))"
 OUTPUTS = "() => jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells.map(c => ({source: [c.source].flat().join(''), outputs: c.outputs ?? []}))"
 MEDIA = """async () => {
     const varied = m => {  // a film that shows something: its pixels are not all alike
@@ -98,6 +99,7 @@ MEDIA = """async () => {
     return Promise.all(all.map(async m => ({kind: m.tagName.toLowerCase(), there: await there(m)})));
 }"""
 HEIGHT = "() => { jupyterapp.shell.collapseLeft(); return [...document.querySelectorAll('.jp-WindowedPanel-outer, .jp-Notebook')].reduce((h, e) => Math.max(h, e.scrollHeight), 0); }"
+END = "() => jupyterapp.shell.currentWidget?.sessionContext?.shutdown()"  # the kernel of every notebook would otherwise stay in memory
 TOP = "() => document.querySelectorAll('.jp-WindowedPanel-outer').forEach(e => e.scrollTop = 0)"
 
 
@@ -105,33 +107,43 @@ def look(chromium, address: str, token: str, path: str, screenshot: Path, limit:
     "Open one notebook, run it, check it; a line that says what was seen. Raises `AssertionError` if something is wrong."
     page, start = chromium.new_page(viewport=dict(width=1300, height=1000)), time.time()
     page.set_default_timeout(1000 * limit)
-    page.goto(f"{address}lab/tree/{path}?token={token}&reset")
-    page.wait_for_function(READY)
+    try:
+        page.goto(f"{address}lab/tree/{path}?token={token}&reset")
+        page.wait_for_function(READY)
+        bars, kinds, cells = run_all(page, path, start + limit)
+        page.set_viewport_size(dict(width=1300, height=min(16_000, page.evaluate(HEIGHT) + 200)))
+        page.evaluate(TOP)
+        page.wait_for_timeout(500)
+        screenshot.parent.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=screenshot)
+        page.evaluate(END)
+    except Error as e: raise AssertionError(f"{path}: {e}") from e
+    finally: page.close()
+    return f"{path}: {cells} cells, {kinds['img']} pictures, {kinds['video']} films, {kinds['audio']} sounds, {bars} states of progress bars, {time.time() - start:.0f} s"
+
+
+def run_all(page, path: str, until: float) -> tuple[int, dict, int]:
+    "Run a notebook that is open and check what it shows: states of progress bars, pictures, films and sounds, cells."
     page.evaluate(BEGIN)
-    bars, until = [], start + limit
+    bars = []
     while not (done := page.evaluate("() => window.done")):
         bars += [b for b in page.evaluate(BARS) if b not in bars]
-        assert time.time() < until, f"{path}: not finished after {limit:.0f} s"
+        assert time.time() < until, f"{path}: not finished in time"
         page.wait_for_timeout(150)
     assert done == "yes", f"{path}: {done}"
     cells = page.evaluate(OUTPUTS)
     wrong = [(c["source"][:200], o.get("ename"), o.get("evalue")) for c in cells for o in c["outputs"] if o["output_type"] == "error"]
     assert not wrong, f"{path}: {wrong}"
+    left = [line for line in page.evaluate(RED) if line.strip() and "100%|" not in line]
+    assert not left, f"{path}: in a red box, and no progress bar that has come to its end: {left}"
     page.wait_for_timeout(500)
     media = page.evaluate(MEDIA)
     missing = [m["kind"] for m in media if not m["there"]]
     assert not missing, f"{path}: not to be seen or heard: {missing}"
     asked = sum("image/png" in o.get("data", {}) or "image/jpeg" in o.get("data", {}) for c in cells for o in c["outputs"])
-    shown = sum(m["kind"] == "img" for m in media)
-    assert shown >= asked, f"{path}: {asked} plots, {shown} of them in the page"
-    page.set_viewport_size(dict(width=1300, height=min(16_000, page.evaluate(HEIGHT) + 200)))
-    page.evaluate(TOP)
-    page.wait_for_timeout(500)
-    screenshot.parent.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=screenshot)
-    page.close()
     kinds = {k: sum(m["kind"] == k for m in media) for k in ("img", "video", "audio")}
-    return f"{path}: {len(cells)} cells, {kinds['img']} pictures, {kinds['video']} films, {kinds['audio']} sounds, {len(bars)} states of progress bars, {time.time() - start:.0f} s"
+    assert kinds["img"] >= asked, f"{path}: {asked} plots, {kinds['img']} of them in the page"
+    return len(bars), kinds, len(cells)
 
 
 def main():
