@@ -9,7 +9,7 @@ __all__ = ['INSTRUMENTS', 'LEFT_BY_SYSTEMS', 'LACKS', 'CarganError', 'existing_f
            'to_uint8', 'from_uint8', 'show_images', 'save_figure']
 
 # %% ../nbs/01_core.ipynb #77de68da
-import json, os, random, re, shutil, tempfile
+import json, os, random, re, shutil, tempfile, warnings
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -190,7 +190,10 @@ def load_state(path: str | Path,  # file written by `torch.save`
               ):  # tensors in plain containers, on the CPU
     "Read a file of `torch.save` without running code from it; raises `CarganError` if it is missing, damaged or holds anything else."
     path = existing_file(path, what)
-    try: return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        with warnings.catch_warnings():  # what torch says of files that are not its own
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # what an unpickler raises at arbitrary bytes is not defined: KeyError, IndexError, …
         raise CarganError(f"{what} {path} is damaged or holds more than tensors ({type(e).__name__}); make or copy it again") from None
 
