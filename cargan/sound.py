@@ -9,7 +9,8 @@ __all__ = ['SAMPLE_RATE', 'PRESETS', 'ZONE', 'SETTING', 'TABLES', 'INSTRUMENT', 
            'soundfont_programs', 'soundfont_bytes', 'midi_renderer', 'zone_keys', 'sounding_keys', 'borrowed',
            'write_score', 'render_notes', 'SoundConfig', 'Event', 'next_pitch', 'sing', 'legato', 'write_phrase',
            'window_factors', 'bend_curve', 'gain_curve', 'attack_curve', 'one_pole', 'note_gains', 'room_response',
-           'colour_gain', 'through', 'coloured_noise', 'play_events', 'rest_gate', 'render_recording', 'melody']
+           'colour_gain', 'through', 'coloured_noise', 'play_bent', 'blared', 'play_events', 'rest_gate',
+           'render_recording', 'melody']
 
 # %% ../nbs/12_sound.ipynb #77de68da
 import math
@@ -170,7 +171,6 @@ def soundfont_bytes(instrument: str,  # one of INSTRUMENTS
     program = wish if wish in have else own
     return program, one_program(have[program], have[program].stat().st_mtime_ns, program)
 
-# %% ../nbs/12_sound.ipynb #902ba3cd
 def midi_renderer():  # the function (SoundFont bytes, MIDI bytes) -> WAV bytes
     "`midirenderer`'s function; raises `CarganError` where the package cannot be had."
     try: from midirenderer import render_wave_from
@@ -487,29 +487,50 @@ def coloured_noise(shape: tuple,  # ... x n
     x = irfft(X * f ** -np.asarray(slope, np.float32)[..., None], n)[..., :shape[-1]]
     return (x / np.sqrt((x ** 2).mean(-1, keepdims=True) + 1e-20)).astype(np.float32)
 
+# %% ../nbs/12_sound.ipynb #b6692ea4
+def play_bent(instrument: str,  # one of INSTRUMENTS
+              events: list,  # of `Event`
+              who: Performer,
+              rng: np.random.Generator,
+              cfg: SoundConfig,
+              play,  # who plays the notes: a function with the arguments of `render_notes`
+             ) -> tuple:  # (mono float32, the middle of the keys that were played)
+    "The notes, bent by tuning, a slow drift and vibrato; now and then from a relative's or a neighbouring key's recorded notes."
+    relatives = len(PRESETS[instrument])
+    zone = int(rng.integers(-cfg.zone, cfg.zone + 1))
+    preset = int(rng.integers(1, relatives)) if relatives > 1 and rng.random() < cfg.presets else 0
+    seconds = events[-1].stop
+    drift = np.convolve(rng.normal(0, 2 * cfg.drift, int(10 * seconds) + 8), np.ones(4) / 4, "valid")
+    cents = who.detune + rng.normal(0, cfg.detune) - 100 * zone  # the neighbour's recorded note, bent back into place
+    depth, rate = 12 + 33 * who.vibrato, rng.uniform(4.8, 6.5)  # cents and Hz, of the vibrato
+    bend = bend_curve(events, cents, depth, rate, drift)
+    notes = [(e.pitch + zone, e.onset, e.release) for e in events if e.pitch is not None]
+    middle = np.median([key for key, *_ in notes] or [60])
+    return play(instrument, notes, seconds, preset, bend, cfg.soundfont), float(middle)
+
 # %% ../nbs/12_sound.ipynb #b6692ea5
-def play_events(instrument: str,  # one of INSTRUMENTS
-                events: list,  # of `Event`
-                who: Performer,
-                rng: np.random.Generator,
+def blared(x: np.ndarray,  # n samples
+           events: list,  # of `Event`
+           middle: float,  # MIDI key
+           loss: float,  # dB of treble, from very loud to very soft
+          ) -> np.ndarray:  # n samples
+    "Soft playing loses its treble first, brass most."
+    corner = 2.5 * 440 * 2 ** ((middle - 69) / 12)  # Hz, above the lowest partials of the middle key
+    low = one_pole(x, float(np.clip(corner, 500, 2500)))
+    treble = gain_curve(events, len(x), [loss * (e.loudness - 0.8) for e in events])  # dB
+    return low + (x - low) * 10 ** (treble / 20)
+
+def play_events(instrument: str, events: list,  # one of INSTRUMENTS; of `Event`
+                who: Performer, rng: np.random.Generator,
                 cfg: SoundConfig = SoundConfig(),
                 play=render_notes,  # who plays the notes: a function with its arguments
                ) -> np.ndarray:  # mono float32, every note at its loudness
     "The dry sound of a phrase: play, tilt, blare, attack, breath, then set each note to its level."
-    relatives, zone, seconds = len(PRESETS[instrument]), int(rng.integers(-cfg.zone, cfg.zone + 1)), events[-1].stop
-    preset = int(rng.integers(1, relatives)) if relatives > 1 and rng.random() < cfg.presets else 0
-    drift = np.convolve(rng.normal(0, 2 * cfg.drift, int(10 * seconds) + 8), np.ones(4) / 4, "valid")
-    cents = who.detune + rng.normal(0, cfg.detune) - 100 * zone  # the neighbour's recorded note, bent back into place
-    bend = bend_curve(events, cents, 12 + 33 * who.vibrato, rng.uniform(4.8, 6.5), drift)
-    notes = [(e.pitch + zone, e.onset, e.release) for e in events if e.pitch is not None]
-    x = play(instrument, notes, seconds, preset, bend, cfg.soundfont)
+    x, middle = play_bent(instrument, events, who, rng, cfg, play)
     x = through(x, lambda f: colour_gain(f, rng, cfg.brightness * who.brightness, cfg.colour))
-    middle = np.median([key for key, *_ in notes] or [60])
-    low = one_pole(x, float(np.clip(2.5 * 440 * 2 ** ((middle - 69) / 12), 500, 2500)))
-    x = low + (x - low) * 10 ** (gain_curve(events, len(x), [BLARE[instrument] * (e.loudness - 0.8) for e in events]) / 20)
-    x *= attack_curve(events, len(x), rng, 0.12 if instrument in BOWED else 0.025)
-    breath = 10 ** (rng.uniform(*cfg.breath) / 20) * coloured_noise(x.shape, rng, rng.uniform(0.2, 0.8))
-    x += breath * np.sqrt(np.maximum(one_pole(x * x, 20.), 0))  # as strong as the note is
+    x = blared(x, events, middle, BLARE[instrument]) * attack_curve(events, len(x), rng, 0.12 if instrument in BOWED else 0.025)
+    strength = np.sqrt(np.maximum(one_pole(x * x, 20.), 0))  # breath is as strong as the note is
+    x += 10 ** (rng.uniform(*cfg.breath) / 20) * coloured_noise(x.shape, rng, rng.uniform(0.2, 0.8)) * strength
     return x * 10 ** (gain_curve(events, len(x), note_gains(x, events, cfg)) / 20)
 
 # %% ../nbs/12_sound.ipynb #f1f836cb
@@ -533,15 +554,19 @@ def render_recording(instrument: str,  # one of INSTRUMENTS
                     ) -> tuple:  # (mono float32 of the whole recording, list of `Factors`, one for each window)
     "One performer plays one phrase in one room; window i is the half second from sample i * hop_ms * 44.1 on."
     rng, who = stable_rng("recording", instrument, performer, seed), make_performer(instrument, performer)
-    seconds, room_noise = (cfg.windows - 1) * cfg.hop_ms / 1000 + 0.5, float(rng.random())
+    seconds = (cfg.windows - 1) * cfg.hop_ms / 1000 + 0.5
+    room_noise = float(rng.random())
     events = write_phrase(instrument, seconds, rng, cfg.rest, who.vibrato, cfg.reach)
     x = play_events(instrument, events, who, rng, cfg, play)
-    x = through(x, response=room_response(rng, rng.uniform(*cfg.room), rng.uniform(*cfg.wet))) * rest_gate(events, len(x))
-    floor = 10 ** ((cfg.noise[0] + room_noise * (cfg.noise[1] - cfg.noise[0])) / 20)
-    x = (x + floor * coloured_noise(x.shape, rng, rng.uniform(0.3, 1.))) * 10 ** (rng.uniform(*cfg.level) / 20)
+    room = room_response(rng, rng.uniform(*cfg.room), rng.uniform(*cfg.wet))
+    x = through(x, response=room) * rest_gate(events, len(x))
+    noise_db = cfg.noise[0] + room_noise * (cfg.noise[1] - cfg.noise[0])
+    x = x + 10 ** (noise_db / 20) * coloured_noise(x.shape, rng, rng.uniform(0.3, 1.))
+    x = x * 10 ** (rng.uniform(*cfg.level) / 20)
     x = x[:round(seconds * SAMPLE_RATE)]
-    return (x * min(1., 0.97 / max(float(abs(x).max()), 1e-6))).astype(np.float32), \
-        window_factors(events, instrument, performer, room_noise, cfg.windows, cfg.hop_ms)
+    limit = min(1., 0.97 / max(float(abs(x).max()), 1e-6))  # nothing clips
+    factors = window_factors(events, instrument, performer, room_noise, cfg.windows, cfg.hop_ms)
+    return (x * limit).astype(np.float32), factors
 
 # %% ../nbs/12_sound.ipynb #92cfceb3
 TUNE = (64, 64, 65, 67, 67, 65, 64, 62, 60, 60, 62, 64, 64, 64, 62, 62)  # Beethoven, Ode to Joy: MIDI keys, half a second each
