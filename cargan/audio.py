@@ -169,7 +169,8 @@ class Tally:
     def add(self, x: np.ndarray):  # samples x channels, float
         "Count one more block."
         self.n += len(x)
-        self.low, self.high = np.minimum(self.low, x.min(0)), np.maximum(self.high, x.max(0))
+        self.low = np.minimum(self.low, x.min(0))
+        self.high = np.maximum(self.high, x.max(0))
         x = x.astype(np.float64)
         self.total += x.sum(0); self.products += x.T @ x
         whole = x[:len(x) // self.part * self.part]

@@ -129,7 +129,9 @@ def hear_out_of_fold(cfg: AudioClassifierConfig,
 def hear_strangers(cfg: CARGANTrain, pairs: Pairs) -> np.ndarray:  # a class number for each pair of the bundle
     "What each training pair sounds like to an ear that has not learned from it: a given one, or one for each fold."
     if cfg.ear == "own": return hear_out_of_fold(cfg.audio, pairs)
-    heard, idx, ear = np.array(pairs.bundle.label, np.int64), np.asarray(pairs.train_idx), load_audio_classifier(find_ear(cfg.ear))
+    heard = np.array(pairs.bundle.label, np.int64)
+    idx = np.asarray(pairs.train_idx)
+    ear = load_audio_classifier(find_ear(cfg.ear))
     for some in np.array_split(idx, -(-len(idx) // 256)):
         heard[some] = predict_label(ear, np.asarray(pairs.bundle.lms_db[some], np.float32))[0].numpy()
     return heard

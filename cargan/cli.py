@@ -150,7 +150,8 @@ def differences(one, other) -> dict:  # dotted name -> value in `other`
     "The options in which two configurations differ."
     from cargan.methods import plain
     from cargan.runs import flatten
-    a, b = flatten(plain(one)), flatten(plain(other))
+    a = flatten(plain(one))
+    b = flatten(plain(other))
     return {k: v for k, v in b.items() if k not in a or v != a[k]}
 
 def variants_help(method, preset: str) -> str:

@@ -178,7 +178,8 @@ def load_weights(path: str | Path,  # `.safetensors` file
     path = existing_file(path, "weights file")
     try:
         with safe_open(path, framework="pt") as f:
-            tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get("cargan", "{}"))
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
+            meta = json.loads((f.metadata() or {}).get("cargan", "{}"))
             if not isinstance(meta, dict): raise ValueError("its notes are not ours")
             return tensors, meta
     except (SafetensorError, ValueError, OSError) as e:

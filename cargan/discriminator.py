@@ -85,6 +85,7 @@ def receptive_field(model: PatchDiscriminator,  # attention 'none' shows the pat
 def field_box(field: torch.Tensor,  # size x size, as `receptive_field` returns it
              ) -> tuple:  # (top, left, height, width) in pixels
     "The smallest rectangle that holds everything a logit sees."
-    rows, cols = (field > 0).any(1).nonzero().flatten(), (field > 0).any(0).nonzero().flatten()
+    rows = (field > 0).any(1).nonzero().flatten()
+    cols = (field > 0).any(0).nonzero().flatten()
     top, left = rows[0].item(), cols[0].item()
     return top, left, rows[-1].item() - top + 1, cols[-1].item() - left + 1

@@ -75,7 +75,8 @@ def add_room(power,  # B x n_mels x frames
              chance: float,  # of a room, for each window
             ):  # B x n_mels x frames
     "Echoes in the power domain: each frame keeps an exponentially decaying memory of those before it."
-    b, on = len(power), (torch.rand(len(power)) < chance).float()
+    b = len(power)
+    on = (torch.rand(len(power)) < chance).float()
     decay = torch.exp(-13.8 * 512 / 44100 / torch.empty(b).uniform_(0.1, 1.3))[:, None]  # -60 dB after 0.1 to 1.3 s
     gain = (on * 10 ** torch.empty(b).uniform_(-3.3, -0.3))[:, None]
     out, memory = [], torch.zeros_like(power[..., 0])
@@ -103,7 +104,8 @@ def hide(x,  # B x n_mels x frames, dB
     floor = x.amin((1, 2), keepdim=True)
     for axis, widest in ((1, width), (1, width), (2, 8)):
         n = x.shape[axis]
-        at, w = torch.randint(0, n, (len(x), 1)), torch.randint(0, widest + 1, (len(x), 1))
+        at = torch.randint(0, n, (len(x), 1))
+        w = torch.randint(0, widest + 1, (len(x), 1))
         hidden = (torch.arange(n) >= at) & (torch.arange(n) < at + w)
         x = torch.where(hidden[:, :, None] if axis == 1 else hidden[:, None], floor, x)
     return x
@@ -155,7 +157,8 @@ def _speech(n, t, rng):  # pulses of a gliding pitch through moving formants, an
     return x / x.std() * voiced + 0.3 * (1 - voiced) * _coloured(n, 0.5, rng) + 10 ** rng.uniform(-4, -1.5) * _coloured(n, -0.5, rng)
 
 def _band(n, t, rng):  # noise around one frequency
-    X, octave = np.fft.rfft(rng.standard_normal(n)), np.log2(np.maximum(np.fft.rfftfreq(n, t[1]), 1))
+    X = np.fft.rfft(rng.standard_normal(n))
+    octave = np.log2(np.maximum(np.fft.rfftfreq(n, t[1]), 1))
     middle, width = rng.uniform(6, 12.5), rng.uniform(0.1, 1.2)
     shape = np.exp(-0.5 * ((octave - middle) / width) ** 2) if rng.random() < 0.5 else abs(octave - middle) < width  # soft or hard edges
     x = np.fft.irfft(X * shape, n)

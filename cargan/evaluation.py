@@ -145,7 +145,8 @@ def main_first(metrics: dict) -> dict:
 def facts_of(case: Case, sections: dict) -> dict:
     "What one has to know to read the numbers, and those main numbers that sections of the report have found."
     cfg, alone = case.cfg, len(np.unique(case.recording)) == len(case.recording)
-    trained_on, pairs = Path(cfg.run)/"data.json", dict(pairs=len(case.dataset), fingerprint=fingerprint(case.dataset.bundle))
+    trained_on = Path(cfg.run)/"data.json"
+    pairs = dict(pairs=len(case.dataset), fingerprint=fingerprint(case.dataset.bundle))
     these = trained_on.exists() and read_json(trained_on) == pairs
     steps = int(checkpoint_folders(cfg.run)[-1].name.removeprefix("step_"))
     facts = dict(data=str(cfg.data), trained_on_these=these, seed=case.train_cfg.seed, recordings_known=not alone, steps=steps)

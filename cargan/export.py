@@ -79,7 +79,10 @@ def two_steps(lms: LMSConfig = LMSConfig()) -> dict:  # name -> tensor
     window, bank, lo, hi = mel_bank(lms, dtype=torch.float64)
     P = max(p for p in range(1, lms.n_fft) if lms.n_fft % p == 0 and p * p <= lms.n_fft)
     Q, D = lms.n_fft // P, -(-hi // P)  # D: how many d are needed
-    a, b, c, d = torch.arange(P), torch.arange(Q), torch.arange(P)[:, None], torch.arange(D)
+    a = torch.arange(P)
+    b = torch.arange(Q)
+    c = torch.arange(P)[:, None]
+    d = torch.arange(D)
     re, im = turns(b[:, None] * (c + P * d)[:, None], lms.n_fft)  # P x Q x D
     second = torch.cat([torch.cat([re, im], 2), torch.cat([-im, re], 2)], 1)
     bands = torch.zeros(P * D, lms.n_mels, dtype=torch.float64)
@@ -151,7 +154,8 @@ def example(net: nn.Module,  # `FromDecibels`, `FromSamples` or `Probabilities`
 def export_program(net: nn.Module,  # `FromDecibels`, `FromSamples` or `Probabilities`
                   ) -> torch.export.ExportedProgram:  # its `.module()` takes what `net` takes, any batch
     "Networks as a graph of tensor operations, with the weights and without this project's code."
-    batch, inputs = torch.export.Dim("batch", min=1), tuple(x.to(device_of(net)) for x in example(net))
+    batch = torch.export.Dim("batch", min=1)
+    inputs = tuple(x.to(device_of(net)) for x in example(net))
     net(*inputs)
     shapes = {name: {0: batch} for name in net.inputs}
     return torch.export.export(net, inputs, dynamic_shapes=shapes, strict=False)

@@ -126,7 +126,8 @@ def train_eye(cfg: EyeConfig,
              ) -> Eye:  # frozen
     "Train an eye on real pictures; the same seed gives the same weights, and the caller's random state is left alone."
     if len(idx) < 2: raise CarganError(f"{len(idx)} training pairs are too few for an eye; give at least 2")
-    pictures, lesson = image_batches(data, idx, cfg.size), some(told, torch.as_tensor(np.asarray(idx)))
+    pictures = image_batches(data, idx, cfg.size)
+    lesson = some(told, torch.as_tensor(np.asarray(idx)))
     def batches(i):
         x = augment_images(pictures(i)[0].to(device), cfg.shift, cfg.jitter)
         return x + cfg.noise * torch.randn_like(x), torch.stack([column[i].float() for column in lesson], 1)

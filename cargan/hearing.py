@@ -167,7 +167,8 @@ def training_sounds(bundle,  # a pair bundle
     noises = log_mel(noise_waves(int(np.clip(drawn, len(NOISES), 960)), seed=cfg.seed))
     silent = torch.tensor([[cfg.n_classes, -1, torch.nan]]).repeat(n_noise, 1)
     def batches(i):
-        i, k = i[:max(1, len(i) - n_noise)], torch.randint(len(noises), (n_noise,))
+        i = i[:max(1, len(i) - n_noise)]
+        k = torch.randint(len(noises), (n_noise,))
         own, new = train_idx[i[i < n].numpy()], i[i >= n] - n
         x = torch.cat([torch.as_tensor(np.asarray(bundle.lms_db[own], np.float32)), more[new].float(), noises[k]])
         return augment_lms(x, cfg), torch.cat([truth[own], more_truth[new], silent])

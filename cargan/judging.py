@@ -106,7 +106,8 @@ class Pictures:
         "`f` of the pictures of a set; where a picture as heard is the one with the true label, so is the result."
         if (what, of) not in self.known:
             if of.startswith("predicted"):
-                value, rows = self.once(what, of.replace("predicted", "true"), f).copy(), self.differ(of)
+                value = self.once(what, of.replace("predicted", "true"), f).copy()
+                rows = self.differ(of)
                 if len(rows): value[rows] = f(self.sets[of][rows], rows)
             else: value = f(self.sets[of], np.arange(len(self.truth)))
             self.known[what, of] = value
@@ -451,7 +452,8 @@ def compared(case: Case) -> tuple:  # rows of test pairs; positions of as many t
 
 def features_as_heard(case: Case, extractor, rows: np.ndarray, true: dict) -> dict:  # as from `features`
     "Features with the predicted label: those with the true label, computed anew only where the picture differs."
-    differ, heard = np.flatnonzero(np.isin(rows, case.differ())), {k: v.clone() for k, v in true.items()}
+    differ = np.flatnonzero(np.isin(rows, case.differ()))
+    heard = {k: v.clone() for k, v in true.items()}
     if not len(differ): return heard
     for k, v in features(extractor, case.sets["predicted"][rows[differ]], "predicted label").items(): heard[k][differ] = v
     return heard

@@ -241,7 +241,8 @@ def with_factors(heard: Told,  # n windows
     device, label, factors = heard.note.device, np.asarray(bundle.label)[idx].astype(np.int64), bundle.factors
     number = {person: i for i, person in enumerate(people)}
     who = torch.tensor([number.get((int(k), str(name)), -1) for k, name in zip(label, names)], dtype=torch.int64)
-    note, loudness = heard.note.cpu().float(), heard.loudness.cpu().float()
+    note = heard.note.cpu().float()
+    loudness = heard.loudness.cpu().float()
     if "pitch" in factors: note = torch.as_tensor(np.asarray(factors["pitch"], np.float32)[idx]).nan_to_num(-1)
     if "loudness" in factors:
         said = torch.as_tensor(np.asarray(factors["loudness"], np.float32)[idx])
@@ -314,7 +315,9 @@ def spread_of(dataset: PairDataset, idx: np.ndarray, who: torch.Tensor, people: 
 # %% ../nbs/51_listener.ipynb #c8ae5623
 def others(told: Told, idx: np.ndarray, kind: str, seed: int) -> np.ndarray:  # a position for each pair; its own where there is no other
     "For each training pair another one: the same player with another note or loudness ('same'), or another instrument ('other')."
-    rng, label, other = np.random.default_rng([seed, 3]), told.instrument.numpy(), np.arange(len(told.note))
+    rng = np.random.default_rng([seed, 3])
+    label = told.instrument.numpy()
+    other = np.arange(len(told.note))
     group = label * 10_000 + told.who.numpy()
     for i in idx:
         moved = ((told.note[idx] - told.note[i]).abs() >= 2) | ((told.loudness[idx] - told.loudness[i]).abs() >= 0.2)
@@ -336,7 +339,8 @@ def what_is_told(cfg: ListenerTrain, pairs: Pairs, ear, who: Who | None, names) 
     model = Listener(replace(cfg.model, size=32, stages=1, base=8), Eye(EyeConfig()), ear, who)
     parts = np.array_split(np.arange(len(pairs.bundle)), len(pairs.bundle) // 256 + 1)
     with torch.no_grad(): rows = [model.listen(torch.as_tensor(np.asarray(pairs.bundle.lms_db[i], np.float32))) for i in parts]
-    heard, idx = Told(*(torch.cat(column) for column in zip(*rows))), np.arange(len(pairs.bundle))
+    heard = Told(*(torch.cat(column) for column in zip(*rows)))
+    idx = np.arange(len(pairs.bundle))
     known = with_factors(heard, pairs.bundle, idx, np.full(len(idx), "") if names is None else names, model.people)
     return known if cfg.taught == "truth" else heard._replace(who=known.who)
 

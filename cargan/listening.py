@@ -227,7 +227,8 @@ def train_probe(cfg: ProbeConfig,
                 device: str = "cpu",
                ) -> Probe:  # frozen
     "Train a probe on real pictures; the same seed gives the same weights."
-    y, label = torch.as_tensor(np.asarray(factors)[idx]).float(), torch.as_tensor(np.asarray(dataset.bundle.label)[idx]).long()
+    y = torch.as_tensor(np.asarray(factors)[idx]).float()
+    label = torch.as_tensor(np.asarray(dataset.bundle.label)[idx]).long()
     img = real_pictures(dataset, idx)
     target = torch.cat([label[:, None].float(), y], 1)
     def batches(i):
@@ -266,7 +267,8 @@ def read_off(probe: Probe,
              batch_size: int = 128,
             ) -> np.ndarray:  # N x n_factors
     "The factors that a probe reads off pictures."
-    device, label = next(probe.parameters()).device, torch.as_tensor(np.asarray(label))
+    device = next(probe.parameters()).device
+    label = torch.as_tensor(np.asarray(label))
     rows = [own_row(probe(x.to(device).float() / 127.5 - 1).cpu(), l) for x, l in zip(img.split(batch_size), label.split(batch_size))]
     return torch.cat(rows).numpy()
 

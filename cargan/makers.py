@@ -192,7 +192,9 @@ def play_recorded(files: dict,  # instrument -> {MIDI key: file}
     speed = 2 ** (np.interp(t, *np.array(bend).T) / 1200) if len(bend) else np.ones(n)
     for key, start, end, *_ in notes:
         near = int(keys[abs(keys - key).argmin()])
-        x, a, b = recorded_note(files[instrument][near]), round(start * SAMPLE_RATE), min(n, round((end + fade) * SAMPLE_RATE))
+        x = recorded_note(files[instrument][near])
+        a = round(start * SAMPLE_RATE)
+        b = min(n, round((end + fade) * SAMPLE_RATE))
         at = np.cumsum(speed[a:b] * 2 ** ((key - near) / 12))
         low, high = 0.25 * len(x), 0.7 * len(x)
         if at[-1] > len(x) - 1: at = np.where(at < high, at, low + abs((at - high) % (2 * (high - low)) - (high - low)))
@@ -283,7 +285,9 @@ def long_note(instrument: str,  # one of INSTRUMENTS
              ) -> list:  # of `Event`, without gaps
     "One note with silence around it."
     lo, hi = RANGES[instrument]
-    key, start, loudness = int(rng.integers(lo - reach, hi + reach + 1)), rng.uniform(0, 0.3), float(rng.random())
+    key = int(rng.integers(lo - reach, hi + reach + 1))
+    start = rng.uniform(0, 0.3)
+    loudness = float(rng.random())
     stop = min(seconds - 0.05, start + rng.uniform(0.35, seconds))
     before = [Event(0., start)] if start > 0.05 else []
     start = start if before else 0.

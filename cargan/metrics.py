@@ -144,7 +144,8 @@ def inception_file(source: str | Path) -> Path:  # a file or "download"
 def load_inception(source: str | Path) -> tuple[FeatureExtractorBase, str]:  # extractor, name of its Fréchet distance
     "Inception-v3 as FID uses it, and whether the result may be called FID."
     path = inception_file(source)
-    digest, state = hashlib.sha256(path.read_bytes()).hexdigest()[:8], load_state(path, "Inception weights")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    state = load_state(path, "Inception weights")
     with tempfile.TemporaryDirectory() as tmp:
         torch.save(state, Path(tmp)/"weights.pth")
         try: net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(Path(tmp)/"weights.pth"))
@@ -192,7 +193,8 @@ def distances(drawn: dict,  # from `features`
               subsets: int = 20,  # for KID
              ) -> dict:  # names -> numbers, with n and n_real
     "How far one set of pictures is from another, in the features of one network."
-    net, n = name.removeprefix("FD-"), min(len(drawn["features"]), len(real["features"]))
+    net = name.removeprefix("FD-")
+    n = min(len(drawn["features"]), len(real["features"]))
     if n < 5: raise CarganError(f"{n} pictures are too few for a distance between sets; give at least 5")
     kid = kid_features_to_metric(drawn["features"], real["features"], kid_subsets=subsets, kid_subset_size=min(n, 500), verbose=False)
     prc = prc_features_to_metric(drawn["features"], real["features"], verbose=False)
@@ -209,7 +211,8 @@ def nearest(queries: torch.Tensor,  # N x anything
            ) -> tuple[np.ndarray, np.ndarray]:  # N distances (root mean square over the numbers), N row numbers
     "For each query the nearest known one."
     q = queries.flatten(1).float()
-    best, where = torch.full((len(q),), torch.inf), torch.zeros(len(q), dtype=torch.long)
+    best = torch.full((len(q),), torch.inf)
+    where = torch.zeros(len(q), dtype=torch.long)
     for at in range(0, len(known), rows):
         d, i = torch.cdist(q, known[at:at + rows].flatten(1).float()).min(1)
         where, best = torch.where(d < best, i + at, where), torch.minimum(d, best)

@@ -318,7 +318,8 @@ def attention_table(case: Case, rows: np.ndarray) -> pd.DataFrame:  # as trained
 def part_attention(case: Case) -> Part | None:  # None if there is no attention
     "Where it looks, and what changes when it is switched off."
     if not (layers := attention_layers(case.model)): return None
-    rows, gammas = case.few(case.cfg.listen), {k: m.gamma.item() for k, m in layers.items() if hasattr(m, "gamma")}
+    rows = case.few(case.cfg.listen)
+    gammas = {k: m.gamma.item() for k, m in layers.items() if hasattr(m, "gamma")}
     shown = rows[one_per_instrument(case.truth[rows], np.arange(len(rows)))[::3]]
     batch = {k: v.to(case.cfg.device) for k, v in case.dataset.__getitems__(case.idx[shown]).items()}
     figure = show_attention(case.model, batch["mel"], batch["label"], [INSTRUMENTS[c] for c in case.truth[shown]])

@@ -458,7 +458,8 @@ def absent(tasks: list, table: pd.DataFrame, plan: pd.DataFrame) -> dict:  # row
 def print_tables(cfg: ReproduceConfig, tasks: list):
     "What is finished, group by group, and what is not."
     table = read_lines_of(cfg, tasks)
-    cells, missing = spread(table), absent(tasks, table, read_plan(plan_file(cfg)))
+    cells = spread(table)
+    missing = absent(tasks, table, read_plan(plan_file(cfg)))
     for group in dict.fromkeys(t.row.group for t in tasks):
         names = list(dict.fromkeys(t.row.name for t in tasks if t.row.group == group))
         print(f"\n{group}")

@@ -262,7 +262,8 @@ def render_notes(instrument: str,  # one of INSTRUMENTS
     except BaseException as e:  # the renderer is written in Rust: its panics are no `Exception`
         raise CarganError(f"SoundFont {soundfont or 'TimGM6mb.sf2'} cannot be played ({e}); give another one") from None
     x = np.frombuffer(tape.readframes(tape.getnframes()), "<i2").reshape(-1, tape.getnchannels()).astype(np.float32).mean(1) / 32768
-    x, n = soxr.resample(x, tape.getframerate(), SAMPLE_RATE)[round(LEAD * SAMPLE_RATE):], round(seconds * SAMPLE_RATE)
+    x = soxr.resample(x, tape.getframerate(), SAMPLE_RATE)[round(LEAD * SAMPLE_RATE):]
+    n = round(seconds * SAMPLE_RATE)
     return np.pad(x[:n], (0, max(0, n - len(x)))).astype(np.float32)
 
 # %% ../nbs/12_sound.ipynb #1574bddb
@@ -346,7 +347,8 @@ def write_phrase(instrument: str,  # one of INSTRUMENTS
     lo, hi = RANGES[instrument][0] - reach, RANGES[instrument][1] + reach
     major = np.isin((np.arange(lo, hi + 1) - rng.integers(12)) % 12, (0, 2, 4, 5, 7, 9, 11))
     scale = np.arange(lo, hi + 1)[major]
-    pitch, n_slots = int(rng.choice(scale)), math.ceil(round(seconds / SLOT, 6))
+    pitch = int(rng.choice(scale))
+    n_slots = math.ceil(round(seconds / SLOT, 6))
     first, last, arc = *rng.uniform(-0.1, 1.1, 2), rng.normal(0, 0.25)
     chance = 1.9 * rest / (1.3 * (1 - rest) + 1.9 * rest)  # a note lasts 1.9 slots on average, a rest 1.3
     events, k = [], 0

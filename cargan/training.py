@@ -177,7 +177,8 @@ def open_run(cfg: TrainConfig,
              bundle,  # pairs, all of them
             ):
     "Make or check the folder of a run; raises `CarganError` if it belongs to something else, or began on other pairs."
-    out, pairs = writable_folder(cfg.out), dict(pairs=len(bundle), fingerprint=fingerprint(bundle))
+    out = writable_folder(cfg.out)
+    pairs = dict(pairs=len(bundle), fingerprint=fingerprint(bundle))
     if (out/"data.json").exists() and read_json(out/"data.json", "note of the data") != pairs:
         raise CarganError(f"run {out} began on other pairs than {cfg.data} holds; give the same data or another --out")
     if (out/"config.json").exists():
