@@ -57,7 +57,10 @@ def ends_open(path: Path) -> bool:
         if f.read(4) != b"OggS": return False
         f.seek(max(0, path.stat().st_size - (1 << 17))); tail = f.read()
     page = tail[tail.rfind(b"OggS"):]  # 27 bytes, one byte a segment, the segments
-    return len(page) < 27 or not page[5] & 4 or len(page) < 27 + page[26] + sum(page[27:27 + page[26]])
+    if len(page) < 27: return True
+    is_last = page[5] & 4
+    size = 27 + page[26] + sum(page[27:27 + page[26]])  # header, table of segments, segments
+    return not is_last or len(page) < size
 
 # %% ../nbs/02_audio.ipynb #a0d1000e
 PLAIN = (b"RIFF", b"RIFX", b"RF64", b"FORM", b"OggS")  # the first four bytes of what libsndfile reads best
@@ -66,7 +69,7 @@ PLAIN = (b"RIFF", b"RIFX", b"RF64", b"FORM", b"OggS")  # the first four bytes of
 def read_plain(path: Path):  # yields a `Reader`
     "WAV, AIFF and Ogg, by libsndfile."
     import soundfile as sf  # here, not above: a machine that only trains needs no sound library
-    said, there = sound_bytes(path) or (1, 1)
+    said, there = sound_bytes(path) or (1, 1)  # Ogg has no such chunk: then nothing differs
     with sf.SoundFile(str(path)) as f:
         size, left = max(1, (1 << 20) // f.channels), f.frames > 0  # a damaged header can announce fewer than none
         def blocks():
@@ -223,7 +226,7 @@ def what_is_wrong(frames: int, reader: Reader) -> str | None:
     if reader.broken: return "its end is missing or parts of it cannot be decoded; the rest is used"
 
 # %% ../nbs/02_audio.ipynb #a0d10020
-KEEP = 60 * 96_000  # samples of a file that are remembered: a minute, or half a minute of stereo
+KEEP = 60 * 96_000  # samples that are remembered, of all channels together: two minutes of mono at 44.1 kHz
 
 def check_block(x: np.ndarray, path: Path):
     "Raise `CarganError` for samples that are no sound."

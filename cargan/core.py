@@ -75,11 +75,12 @@ def packages_of(extra: str,  # such as "train"
     try: lines = metadata.requires(name) or []
     except metadata.PackageNotFoundError: return set()
     found = set()
-    for line in lines:
+    for line in lines:  # "numpy; extra == 'train'", or an extra made of extras: "cargan[train,sound]; extra == 'evaluate'"
         asked, _, when = line.partition(";")
         if not re.search(rf"""extra == ['"]{extra}['"]""", when): continue
         package, inner = re.match(r"([\w.-]+)(?:\[([\w,-]+)\])?", asked).groups()
-        found |= {package} if package != name else set().union(*(packages_of(e, name) for e in inner.split(",")))
+        if package == name: found |= set().union(*(packages_of(e, name) for e in inner.split(",")))
+        else: found.add(package)
     return found
 
 

@@ -156,7 +156,8 @@ def stream_windows(blocks,  # samples, mono, in pieces of any size
                    hop: float = None,  # samples from one window to the next, at least 1, maybe a fraction; None: side by side
                   ):  # yields windows of cfg.samples; at least one
     "Cut a sound into clips as it comes; a short sound is zero-padded to one clip, and so is an uncovered rest of at least half a clip."
-    n, hop, count, start, held = cfg.samples, hop or cfg.samples, 0, 0, np.zeros(0, np.float32)  # held[0] is sample number `start`
+    n, hop = cfg.samples, hop or cfg.samples
+    count, start, held = 0, 0, np.zeros(0, np.float32)  # windows given, number of the first sample that is held, the samples
     for block in blocks:
         held = np.concatenate([held, block]) if len(held) else np.asarray(block)
         while (at := round(count * hop) - start) + n <= len(held):
