@@ -452,7 +452,7 @@ def draw_instrument(pen: Pen, row: Row, pose: Pose, pitch: float, loud: float, r
 def draw_scene(factors: Factors,  # who plays what, how high, how loud
                size: int = 128,  # side of the picture in pixels, 16 .. 1024
               ) -> np.ndarray:  # size x size x 3, uint8
-    "A seated musician before a curtain; a pure function of `factors`."
+    "A musician before a curtain; a pure function of `factors`."
     row, who = ROWS[factors.instrument], make_performer(factors.instrument, factors.performer)
     pitch, loud = visible_cues(factors).values()
     zoom = 4 if size <= 96 else 3

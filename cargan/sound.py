@@ -57,8 +57,10 @@ def riff_chunks(data, at: int, stop: int):  # bytes and the part to look at; yie
 def read_tables(data) -> tuple:  # (name -> table as a numpy array, where the recorded notes begin, how many bytes they have)
     "What a SoundFont holds; raises `KeyError` or `ValueError` if something is missing."
     found = {}
-    for _, at, size in riff_chunks(data, 12, len(data)): found.update({name: (a, n) for name, a, n in riff_chunks(data, at + 4, at + size)})
-    return {k: np.frombuffer(data[found[k][0]:sum(found[k])], columns).copy() for k, columns in TABLES.items()}, *found["smpl"]
+    for _, at, size in riff_chunks(data, 12, len(data)):
+        found.update({name: (a, n) for name, a, n in riff_chunks(data, at + 4, at + size)})
+    tables = {k: np.frombuffer(data[found[k][0]:sum(found[k])], columns).copy() for k, columns in TABLES.items()}
+    return tables, *found["smpl"]
 
 # %% ../nbs/12_sound.ipynb #c0ffee04
 def rows_of(table: np.ndarray, first: np.ndarray, keep) -> np.ndarray:  # row k owns the rows first[k] to first[k + 1] of `table`
@@ -99,7 +101,9 @@ def recorded_notes(data, at: int, size: int,  # the SoundFont's bytes; where its
         if not (0 <= start < end <= size // unit and row["rate"] < 10 ** 6): raise ValueError("a recorded note is not whole")
         raw = data[at + unit * start:at + unit * end]
         if unit == 2: x = np.frombuffer(raw, "<i2")[:, None]
-        else: (x, row["rate"]), start = sf.read(io.BytesIO(raw), dtype="int16", always_2d=True), 0  # the loop counts from its start
+        else:
+            x, row["rate"] = sf.read(io.BytesIO(raw), dtype="int16", always_2d=True)
+            start = 0  # the loop counts from its start
         loop = loop - start if 0 <= loop[0] - start < loop[1] - start <= len(x) else (0, len(x))
         row["start"], row["end"], row["loop"] = n, n + len(x), np.add(n, loop)
         row["kind"] = int(row["kind"]) & ~COMPRESSED
