@@ -116,7 +116,8 @@ def remember(dataset: PairDataset,
     pictures = torch.full((n, 3, size, size), 128, dtype=torch.uint8)
     at = 0
     for batch in batches(dataset, idx):
-        rows = slice(at, at := at + len(batch["label"]))
+        rows = slice(at, at + len(batch["label"]))
+        at = rows.stop
         sounds[rows] = listen(batch["mel"], side).half()
         pictures[rows] = ((batch["image"] + 1) * 127.5).round().to(torch.uint8)
     return dict(sounds=sounds, pictures=pictures, owner=torch.cat([owner, torch.tensor(missing, dtype=torch.int64)]))
