@@ -136,8 +136,12 @@ def instruments_drawn(found: Recording,
     "The instrument that is asked for, or heard; in a rest the one that was heard last."
     if given is not None: return [given] * len(found.windows)
     heard = [INSTRUMENTS.index(h.label) if h.heard else None for h in found.windows]
-    now = next((k for k in heard if k is not None), int(found.instrument[:-1].argmax()))
-    return [now := k if k is not None else now for k in heard]
+    now = next((k for k in heard if k is not None), int(found.instrument[:-1].argmax()))  # before the first note: who plays first
+    drawn = []
+    for k in heard:
+        if k is not None: now = k
+        drawn.append(now)
+    return drawn
 
 # %% ../nbs/59_drawing.ipynb #473e8310
 def what_is_told(found: Recording,
@@ -167,7 +171,9 @@ def the_example() -> Path:
 def from_hub(name: str) -> Path:  # such as "someone/cargan-listener" -> the folder of the downloaded files
     "A model from the Hugging Face hub, or from what was downloaded before; raises `CarganError` if there is neither."
     with needs("hub", f"the model {name} on the hub"): from huggingface_hub import hf_hub_download
-    try: return [Path(hf_hub_download(name, file)).parent for file in ("config.json", "model.safetensors")][-1]
+    try:
+        for file in ("config.json", "model.safetensors"): path = hf_hub_download(name, file)
+        return Path(path).parent
     except Exception as e:  # what a network can raise is not defined
         why = f"{type(e).__name__}: {str(e).strip().splitlines()[0]}" if str(e).strip() else type(e).__name__
         raise CarganError(f"the model {name} cannot be had from the hub ({why[:200]}); check its name and the connection") from None
@@ -181,7 +187,7 @@ def find_pretrained(name: str | Path | None) -> Path:
 
 # %% ../nbs/59_drawing.ipynb #60b0000a
 class Pretrained:
-    "Where models come from and go to. The heirs are made of a model and its ear."
+    "Where models come from and go to. A subclass is made from a model and its ear."
     @classmethod
     def load(cls, run: str | Path,  # folder written by `train`
              device: str = "cpu"):  # or "cuda"
@@ -272,12 +278,14 @@ def look(model: nn.Module,  # of any method, in evaluation mode
          performer: int | None = None,  # the player to draw, or None for who is heard
         ):  # yields one `Picture` for each window
     "Draw what was heard, a few windows at a time."
-    windows, at, number, who = iter(windows), 0, instruments_drawn(found, given), who_is_drawn(model, found, performer)
+    instruments, who = instruments_drawn(found, given), who_is_drawn(model, found, performer)
+    windows, at = iter(windows), 0  # at: how many are drawn already
     while few := list(islice(windows, batch_size)):
         rows = range(at, min(at + len(few), len(found.windows)))
-        numbers, at = [number[i] for i in rows], at + len(few)
+        at += len(few)
+        numbers = [instruments[i] for i in rows]
         told = what_is_told(found, rows, numbers, who) if hasattr(model, "imagine") else None
         drawn = draw(model, log_mel(torch.tensor(np.stack(few)), lms), torch.tensor(numbers), lms, told)
         for k, i in enumerate(rows):
             stages = {stage: drawn[stage][k].copy() for stage in model.stages}  # its own memory, not the batch's
-            yield picture_of(model, found, i, given, stages, who[number[i]])
+            yield picture_of(model, found, i, given, stages, who[instruments[i]])

@@ -108,11 +108,14 @@ class LogMel(nn.Module):
         return torch.cat([x[:, i:i + frames] for i in range(blocks)], 2)
 
     def forward(self, samples):  # B x samples, in [-1, 1] -> B x n_mels x frames, dB
-        x = self.windows(samples).unflatten(2, tuple(self.window.shape)) * self.window
-        x = (self.first @ x).unflatten(2, (2, -1)).permute(3, 0, 1, 2, 4)  # P x B x frames x 2 x Q
-        x = (x.flatten(3).flatten(1, 2) @ self.second).square().unflatten(2, (2, -1)).sum(2)  # P x (B frames) x D, power
-        x = 10 * (x.permute(1, 2, 0).flatten(1) @ self.bands).clamp(min=self.lms.amin).log10()
-        return x.unflatten(0, (-1, self.lms.frames)).mT
+        x = self.windows(samples).unflatten(2, tuple(self.window.shape)) * self.window  # B x frames x P x Q
+        x = self.first @ x  # the sum over a: real parts of each c, then imaginary ones
+        x = x.unflatten(2, (2, -1)).permute(3, 0, 1, 2, 4)  # P x B x frames x 2 x Q: a matrix for each c
+        x = x.flatten(3).flatten(1, 2) @ self.second  # the sum over b: real parts of each d, then imaginary ones
+        power = x.square().unflatten(2, (2, -1)).sum(2)  # P x (B frames) x D
+        power = power.permute(1, 2, 0).flatten(1)  # (B frames) x frequencies, in their order
+        db = 10 * (power @ self.bands).clamp(min=self.lms.amin).log10()
+        return db.unflatten(0, (-1, self.lms.frames)).mT
 
 # %% ../nbs/61_export.ipynb #61e00021
 class FromSamples(nn.Module):
@@ -169,7 +172,8 @@ def sliced_attention(q, k, v,  # B x 1 x N x d, B x 1 x M x d, twice; inside the
                     ):  # B x 1 x N x d
     "`softmax(q kᵀ) v` as ONNX operations, for a few queries at a time."
     if scale != 1: raise CarganError(f"attention with scale {scale} cannot be exported; use cargan.attention.attend")
-    ints, n, rows = (lambda i: op.Constant(value_ints=[i])), q.shape[2], max(1, cells // k.shape[2])
+    def ints(i): return op.Constant(value_ints=[i])  # ONNX wants even one number as a tensor
+    n, rows = q.shape[2], max(1, cells // k.shape[2])  # all queries; how many at a time
     keys, done = op.Transpose(k, perm=[0, 1, 3, 2]), []
     for i in range(0, n, rows):
         some = op.Slice(q, ints(i), ints(min(n, i + rows)), ints(2)) if rows < n else q

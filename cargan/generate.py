@@ -252,15 +252,15 @@ def generate_one(see: SoundToImage,
     if frames: frames.mkdir()
     with ExitStack() as stack:
         late = frames_late(cfg.fps, see.lms.seconds)
-        talkies = [stack.enter_context(Film(folder/f"{stem}.mp4", cfg.fps, rate, late=late))] if cfg.video else []
-        films = [*talkies, *([stack.enter_context(Gif(folder/f"{stem}.gif", cfg.fps))] if cfg.gif else [])]
-        pictures = see.stream(heard_by(talkies, stream(sound, rate)), found, cfg.label, cfg.fps, cfg.performer)
-        best = summarize(written(pictures, frames, films, windows), whole)
+        with_sound = [stack.enter_context(Film(folder/f"{stem}.mp4", cfg.fps, rate, late=late))] if cfg.video else []
+        silent = [stack.enter_context(Gif(folder/f"{stem}.gif", cfg.fps))] if cfg.gif else []
+        pictures = see.stream(heard_by(with_sound, stream(sound, rate)), found, cfg.label, cfg.fps, cfg.performer)
+        best = summarize(written(pictures, frames, with_sound + silent, windows), whole)
     others = draw_others(see, sound, found, whole, best, folder/stem, cfg) if cfg.alternatives else []
     for stage, image in best.stages.items(): Image.fromarray(image).save(folder/f"{stem}_{stage}.png")
     names = [f"{stem}_{stage}.png" for stage in best.stages] + [other["file"] for other in others]
     if frames: names += [f"{stem}_frames/{frame_name(w['start'])}" for w in windows]
-    names += [f"{stem}.{film.kind}" for film in films]
+    names += [f"{stem}.{film.kind}" for film in with_sound + silent]
     return dict(input=str(audio), **asdict(whole), start=best.start, performer=best.performer, alternatives=others,
                 files=names, windows=windows)
 
@@ -278,9 +278,11 @@ def generate(cfg: GenerateConfig) -> list[dict]:  # one entry per sound, as in g
     for audio in cfg.audio: existing_file(audio, "sound file")
     entries = generate_files(SoundToImage.from_pretrained(cfg.hub or cfg.run, cfg.device), cfg)
     for e in entries:
-        fine, names = next(name for name in e["files"] if name.endswith("_fine.png")), in_turn(e["windows"])
+        fine = next(name for name in e["files"] if name.endswith("_fine.png"))
+        whole = Heard(**{f.name: e[f.name] for f in fields(Heard)})  # back from the entry
+        names = in_turn(e["windows"])
         turns = f"; window by window: {', '.join(names)}" if len(names) > 1 else ""
-        print(f"{e['input']}: {in_words(Heard(**{f.name: e[f.name] for f in fields(Heard)}))}{turns} -> {Path(cfg.out)/fine}")
+        print(f"{e['input']}: {in_words(whole)}{turns} -> {Path(cfg.out)/fine}")
     return entries
 
 def in_turn(windows: list) -> list:  # of dictionaries, as in generate.json; -> names in the order in which they come

@@ -55,7 +55,11 @@ def bootstrap(statistic,  # row numbers -> a number
     names = pd.Series(range(len(recording))).groupby([np.asarray(group), np.asarray(recording)]).indices
     for (g, _), rows in names.items(): strata[g].append(rows)
     def draw_again(some): return [some[i] for i in rng.integers(len(some), size=len(some))]
-    values = [statistic(np.concatenate(sum(map(draw_again, strata.values()), []))) for _ in range(repeats)]
+    def resample():  # all groups, each with as many recordings as it has
+        drawn = []
+        for some in strata.values(): drawn += draw_again(some)
+        return np.concatenate(drawn)
+    values = [statistic(resample()) for _ in range(repeats)]
     return tuple(float(v) for v in np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2]))
 
 # %% ../nbs/40_metrics.ipynb #1574bddb

@@ -132,7 +132,7 @@ class Generator(nn.Module):
         wide = doubling_widths(cfg.base, cfg.size)
         n = len(wide) - 1
         ups = [up_block(wide[k], wide[k + 1], norm=k < n - 1) for k in range(n)]
-        keep = [nn.ReLU(inplace=True), KeepConv(wide[1], wide[1]), nn.BatchNorm2d(wide[1])]  # the one with stride 1: 256 (s1) in the table below
+        keep = [nn.ReLU(inplace=True), KeepConv(wide[1], wide[1]), nn.BatchNorm2d(wide[1])]  # stride 1: 256 (s1) in the table below
         self.fc = nn.Linear(cfg.phi + cfg.z, 16 * wide[0], bias=False)
         self.ups = nn.Sequential(nn.BatchNorm2d(wide[0]), ups[0], *keep, *ups[1:])
         init_weights(self, cfg.init_std)
