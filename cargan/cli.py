@@ -33,7 +33,7 @@ class Command:
 
 # %% ../nbs/62_cli.ipynb #474bc48c
 COMMANDS = {
-    "synth": Command("render the embedded data set: 13 drawn musicians who play a sampled SoundFont",
+    "synth": Command("render the embedded data set: drawn musicians of 13 instruments, who play a sampled SoundFont",
                      "cargan synth --out data/synthurmp", "cargan.synth", "SynthConfig", "render_dataset", extra="train"),
     "videos": Command("cut your own videos into half-second windows, in the layout of Sub-URMP",
                       "cargan videos --source my_videos --out data/mine", "cargan.sources", "VideoConfig", "cut_videos"),
@@ -89,8 +89,10 @@ def overview() -> str:  # what `cargan --help` prints
 # %% ../nbs/62_cli.ipynb #17ba0791
 def one_line(box: str) -> str:  # without a line break
     "tyro's framed error message as a phrase: what is wrong, and where."
+    # without colours and frame
     rows = [re.sub(r"\x1b\[[\d;]*m", "", row).strip("│|╭╮╰╯+ ") for row in box.splitlines()]
     text = " ".join(row for row in rows[1:] if not set(row) <= set("─-"))  # neither rulers nor empty rows
+    # without the advice at the end
     text = re.sub(r" ?(For full helptext|Argument helptext).*", "", text)
     missing = re.search(r"Missing from [^:]*: (.*?)(?= Unrecognized|$)", text)
     unknown = re.search(r"Unrecognized options: (.*?)(?= Perhaps you meant: (\S+)| Are you|$)", text)
@@ -120,7 +122,7 @@ def parse(config,  # a dataclass, or an annotated one
 
 # %% ../nbs/62_cli.ipynb #1574bddb
 def short_names(config, prefix: str = "") -> dict:  # "base" -> "model.base"
-    "Every nested field by its last name; of several with one name the outer wins, then a method's own, then the earlier."
+    "Every nested field by its last name: the outermost of that name, then one of a part that the method adds, else the first."
     hints, own = get_type_hints(config), inspect.get_annotations(config)
     nested = [f.name for f in fields(config) if is_dataclass(hints[f.name])]
     names = {f.name: prefix + f.name for f in fields(config) if f.name not in nested}
@@ -144,7 +146,9 @@ def said(argv: list,  # words
     "The value that an option is given, the last one if it is given several times."
     words = []
     for word in argv: words += word.split("=", 1) if word.startswith("--") else [word]
-    return next((b for a, b in zip(words[-2::-1], words[:0:-1]) if a == option), default)
+    for word, following in zip(words, words[1:]):
+        if word == option: default = following  # the last one wins
+    return default
 
 def differences(one, other) -> dict:  # dotted name -> value in `other`
     "The options in which two configurations differ."
@@ -200,8 +204,10 @@ def train_words(config,  # a method's configuration
     "The dataclass of `cargan train` for one method: its options, and the three words that choose the defaults."
     from cargan.methods import METHODS
     def word(kind, says): return Annotated[kind, tyro.conf.arg(help=says)]
+    costs = dict(lab="two cores, minutes", full="hours", paper="GPUs")
+    presets = ", ".join(f"{name} ({costs[name]})" if name in costs else name for name in method.presets)
     words = dict(method=word(Literal[tuple(METHODS)], "what to train; each method has its own options, see --method NAME --help"),
-                 preset=word(Literal[tuple(method.presets)], "which defaults: lab (two cores, minutes), full (hours) or paper (GPUs)"))
+                 preset=word(Literal[tuple(method.presets)], f"which defaults: {presets}"))
     if method.variants: words["variant"] = word(Literal[tuple(method.variants)] | None, variants_help(method, preset))
     return make_dataclass("Train", [("config", Annotated[config, tyro.conf.arg(name="")]), *words.items()], frozen=True)
 
@@ -257,11 +263,12 @@ def nearest_preset(cfg) -> str:  # such as "preset lab, variant A, batch_size 16
     "How one would ask for a configuration with the fewest words."
     from cargan.methods import find_method
     from cargan.runs import FREE
-    method, asked = find_method(cfg.method), {}
+    method, asked = find_method(cfg.method), {}  # what one would type -> what still differs
     for preset, start in method.presets.items():
         for variant, change in {"": lambda c: c, **method.variants}.items():
-            differ = {k: v for k, v in differences(change(start), cfg).items() if k not in FREE}
-            asked[f"preset {preset}" + f", variant {variant}" * bool(variant)] = differ
+            words = f"preset {preset}, variant {variant}" if variant else f"preset {preset}"
+            differ = differences(change(start), cfg)
+            asked[words] = {k: v for k, v in differ.items() if k not in FREE}  # FREE: what may change in the middle of a run
     words, differ = min(asked.items(), key=lambda pair: (len(pair[1]), "variant" in pair[0]))
     return textwrap.shorten(", ".join([words, *(f"{k} {v}" for k, v in differ.items())]), 300, placeholder=" …")
 

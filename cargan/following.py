@@ -203,7 +203,8 @@ def imagined(model: nn.Module,  # with `imagine`, in evaluation mode
              name: str = "told the truth",  # on the progress bar
             ) -> dict:  # stage -> N x 3 x S x S, uint8
     "The pictures of every stage for what a model is told."
-    device, rows, looks = device_of(model), [], "lms_db" in signature(model.imagine).parameters and lms_db is not None
+    device, rows = device_of(model), []
+    looks = lms_db is not None and "lms_db" in signature(model.imagine).parameters  # do this model's networks look at the sound, too?
     for at in tqdm(range(0, len(told[0]), batch_size), desc=f"drawing, {name}", leave=False, position=0):
         part = slice(at, at + batch_size)
         sound = [torch.as_tensor(np.asarray(lms_db[part], np.float32)).to(device)] if looks else []
@@ -211,6 +212,7 @@ def imagined(model: nn.Module,  # with `imagine`, in evaluation mode
         rows.append({stage: torch.from_numpy(to_uint8(x)).movedim(-1, 1) for stage, x in drawn.items()})
     return join_parts(rows, model.stages)
 
+# %% ../nbs/42_following.ipynb #e42b0001
 @torch.no_grad()
 def hear(model: nn.Module,  # with `listen`, in evaluation mode
          lms_db,  # N x n_mels x frames, dB

@@ -140,6 +140,7 @@ class Choices(Pictures):
 
     def few(self, n: int) -> np.ndarray:  # rows, sorted
         "At most `n` rows in which somebody plays, evenly over the instruments."
+        # in a random order, number the rows of each instrument 0, 1, 2, …; take all 0s, then all 1s, … until there are n
         rows = pd.Series(self.truth[self.playing], self.playing).sample(frac=1, random_state=self.cfg.seed)
         return np.sort(rows.index[rows.groupby(rows).cumcount().argsort(kind="stable")][:n])
 
@@ -357,7 +358,8 @@ def ear_table(case: Case, held: Held) -> pd.DataFrame | None:  # one row; None w
     else: told = decided(dict(instrument=heard.instrument.log(), note=heard.note, loudness=heard.loudness))
     score = hearing_score(held, *(np.asarray(x) for x in (told.instrument, told.note, told.loudness)))
     if case.listener and len(case.model.people):
-        names = np.array([(*case.model.people, (0, ""))[int(i)][1] for i in told.who])
+        people = [*case.model.people, (0, "")]  # (instrument, name); the last: nobody it knows
+        names = np.array([people[int(i)][1] for i in told.who])
         score["player"] = float((names == held.who).mean())
     return pd.DataFrame({"the ear": score}).T
 

@@ -18,7 +18,7 @@ def without_temporary(output: dict) -> dict:
 def run(path: Path):
     "Execute one notebook as nbdev does, in its own folder with the repository's root on the path."
     nb, start = nbformat.read(path, as_version=4), time.time()
-    NotebookClient(nb, timeout=3600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(nb, timeout=3600, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": str(path.parent)}}).execute()
     for cell in nb.cells:
         if cell.cell_type != "code": continue
         aside = [o for o in cell.outputs if o.output_type == "stream" and o.name == "stderr"]
