@@ -196,7 +196,7 @@ def facts(net: nn.Module) -> dict:  # `FromDecibels`, `FromSamples` or `Probabil
     says = dict(samples=f"float32, batch x {lms.samples}: {sound}, in [-1, 1]",
                 lms_db=f"float32, batch x {lms.n_mels} x {lms.frames}: decibels of {sound}, {recipe(lms)}",
                 label=f"float32, batch x {len(INSTRUMENTS)}: 1 at the instrument to draw, 0 elsewhere",
-                instrument=f"float32, batch x 14: probabilities of {', '.join(INSTRUMENTS)}, nothing",
+                instrument=f"float32, batch x {len(INSTRUMENTS) + 1}: probabilities of {', '.join(INSTRUMENTS)}, nothing",
                 note=f"float32, batch x {NOTES + 1}: probabilities of the MIDI keys from {LOWEST} on, and of no note",
                 loudness="float32, batch: from 0 (soft) to 1 (loud), from the level as it is")
     for i, stage in enumerate(() if model is None else model.stages, 1):
