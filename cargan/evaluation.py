@@ -209,7 +209,7 @@ def write_report(cfg: EvaluateConfig, metrics: dict, parts: list):
 LINES = {  # what the short table says -> name in metrics.json
     "pictures drawn with the true label, recognised": "accuracy_true_label", "… as heard": "accuracy_predicted_label",
     "instrument recognised from the sound": "accuracy_audio", "real test pictures, recognised (ceiling)": "accuracy_real",
-    "chance": "chance", "follows the sound swapped in": "follows_sound", "R² of the note": "note_r2",
+    "chance": "chance", "the sound's instrument is seen, as heard": "follows_sound", "R² of the note": "note_r2",
     "R² of the loudness": "loudness_r2", "nearer of two alternatives (chance 0.5)": "two_alternatives",
     "L1, stage I, as heard": "l1_coarse", "L1, last stage, as heard": "l1_fine", "… with the true label": "l1_fine_true_label",
     "FD-EffNet, as heard": "fd"}
